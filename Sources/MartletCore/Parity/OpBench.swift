@@ -12,7 +12,11 @@ package final class OpBench {
         self.backend = backend
         let plan = Arena.measuring()
         backend.reserveScratch(for: shapes, in: plan)
-        arena = try backend.makeArena(byteCount: plan.byteCount + byteCount)
+        let total = plan.byteCount + byteCount
+        arena = try backend.makeArena(byteCount: total)
+        // All ones is NaN: an op that reads scratch memory before writing it cannot hide.
+        let whole = Tensor(address: arena.carve([0], .uint8, for: .workspace).address, dtype: .uint8, shape: [total])
+        [UInt8](repeating: 0xFF, count: total).withUnsafeBytes { backend.upload($0, as: .uint8, into: whole) }
         backend.reserveScratch(for: shapes, in: arena)
     }
 
