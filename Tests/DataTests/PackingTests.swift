@@ -1,8 +1,6 @@
 import MartletCore
-import MartletTestSupport
+import MartletData
 import Testing
-
-@testable import MartletData
 
 @Suite struct PackingTests {
     let scratch = Scratch()
