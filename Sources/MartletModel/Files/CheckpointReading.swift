@@ -2,14 +2,16 @@ package import MartletCore
 
 extension Checkpoint {
     /// Fills `destination`, of the weight's shape, from disk, converting to its dtype. A value that is infinite or not a
-    /// number is an error that names the stored tensor.
-    package func read(_ weight: Weight, into destination: Tensor, using backend: any Backend) throws(MartletError) {
+    /// number is an error that names the stored tensor; whoever reads a weight again may skip that check.
+    package func read(
+        _ weight: Weight, into destination: Tensor, using backend: any Backend, checksValues: Bool = true
+    ) throws(MartletError) {
         let shape = configuration.shape(of: weight)
         precondition(
             destination.shape.count == shape.count, "\(weight) is \(shape), the destination \(destination.shape)")
         for (part, tensor) in try parts(of: weight) {
             let dtype = try tensor.floatDType(), columns = part.columnCount
-            guard !tensor.hasNonFinite else { throw nonFinite(tensor) }
+            guard !checksValues || !tensor.hasNonFinite else { throw nonFinite(tensor) }
             let table = destination.reshaped([shape.count / columns, columns])
             if part.isTransposed {
                 let matrixRows = part.matrixRowCount
