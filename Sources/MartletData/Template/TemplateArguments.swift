@@ -78,12 +78,19 @@ extension TemplateInterpreter {
     }
 
     /// What an `attribute=` argument such as "function.name" or "0.role" finds in an item.
-    func find(_ path: TemplateValue, in item: TemplateValue) throws(MartletError) -> TemplateValue {
-        guard case .string(let text) = path else { return path.isNone ? item : try self.item(path, of: item) }
+    /// `preset` stands in for what is not there, at every step.
+    func find(
+        _ path: TemplateValue, in item: TemplateValue, default preset: TemplateValue? = nil
+    ) throws(MartletError) -> TemplateValue {
+        guard case .string(let text) = path else {
+            let found = path.isNone ? item : try self.item(path, of: item)
+            return found.isUndefined ? preset ?? found : found
+        }
         var value = item
         for part in text.pieces(around: ".") {
             let isNumber = !part.isEmpty && part.utf8.allSatisfy { $0 >= 0x30 && $0 <= 0x39 }
             value = try self.item(isNumber ? .int(Int(part) ?? .max) : .string(part), of: value)
+            if value.isUndefined, let preset { value = preset }
         }
         return value
     }

@@ -96,10 +96,8 @@ extension TemplateInterpreter {
         var results: [TemplateValue] = []
         if arguments.positional.isEmpty {
             let given = try bind(arguments, to: "map", ["attribute", "default"], required: 1)
-            for item in items {
-                let found = try find(given[0] ?? .none, in: item)
-                results.append(found.isUndefined ? given[1].flatMap { $0.isNone ? nil : $0 } ?? found : found)
-            }
+            let preset = given[1].flatMap { $0.isNone ? nil : $0 }
+            for item in items { results.append(try find(given[0] ?? .none, in: item, default: preset)) }
             return results
         }
         var rest = arguments

@@ -53,7 +53,10 @@ extension TemplateInterpreter {
             out += try percentFormatted(item, spec)
             try charge(bytes: out.utf8.count)
         }
-        if case .dict = value { return out }
+        switch value {
+        case .dict, .list, .range, .undefined: return out
+        default: break
+        }
         guard used >= values.count else { throw failure("not all values fit the format \(pythonQuoted(format))") }
         return out
     }
@@ -270,8 +273,9 @@ extension TemplateInterpreter {
         var spec = FormatSpec()
         var scalars = text.unicodeScalars[...]
         let aligns: [Unicode.Scalar] = ["<", ">", "^", "="]
+        var hasFill = false
         if let second = scalars.dropFirst().first, aligns.contains(second), let fill = scalars.first {
-            (spec.fill, spec.alignment) = (fill, second)
+            (spec.fill, spec.alignment, hasFill) = (fill, second, true)
             scalars = scalars.dropFirst(2)
         } else if let first = scalars.first, aligns.contains(first) {
             spec.alignment = first
@@ -280,7 +284,8 @@ extension TemplateInterpreter {
         if let sign = scalars.first, ["+", "-", " "].contains(sign) { (spec.sign, _) = (sign, scalars.removeFirst()) }
         if scalars.first == "#" { (spec.isAlternate, _) = (true, scalars.removeFirst()) }
         if scalars.first == "0" {
-            if spec.alignment == nil { (spec.fill, spec.alignment) = ("0", "=") }
+            if !hasFill { spec.fill = "0" }
+            if spec.alignment == nil { spec.alignment = "=" }
             scalars.removeFirst()
         }
         spec.width = try digits(&scalars) ?? 0

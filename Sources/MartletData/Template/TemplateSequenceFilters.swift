@@ -92,8 +92,7 @@ extension TemplateInterpreter {
         let given = try bind(arguments, to: "groupby", ["attribute", "default", "case_sensitive"], required: 1)
         let isCaseSensitive = given[2]?.isTrue ?? false
         func key(_ item: TemplateValue) throws(MartletError) -> TemplateValue {
-            let found = try find(given[0] ?? .none, in: item)
-            return found.isUndefined ? given[1] ?? found : found
+            try find(given[0] ?? .none, in: item, default: given[1].flatMap { $0.isNone ? nil : $0 })
         }
         let ordered = try sorted(
             try items(of: value),

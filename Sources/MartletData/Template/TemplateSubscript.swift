@@ -100,7 +100,7 @@ extension TemplateInterpreter {
         case .string(let text):
             try charge(bytes: text.utf8.count)
             return try makeString(sliced(text, start, stop, step))
-        default: return .undefined("a slice of '\(value.typeName)'")
+        default: throw failure("'\(value.typeName)' cannot be sliced")
         }
     }
 

@@ -159,7 +159,7 @@ extension String {
             rest = rest.drop { $0.isPythonSpace }
             if rest.isEmpty { return words }
             if words.count >= limit {
-                words.append(String(String(rest).stripped(leading: false)))
+                words.append(String(rest))
                 return words
             }
             let word = rest.prefix { !$0.isPythonSpace }
@@ -176,7 +176,7 @@ extension String {
             while let last = rest.last, last.isPythonSpace { rest.removeLast() }
             if rest.isEmpty { return words.reversed() }
             if words.count >= limit {
-                words.append(String(rest).stripped(trailing: false))
+                words.append(String(rest))
                 return words.reversed()
             }
             var word: [Unicode.Scalar] = []

@@ -9,7 +9,7 @@ extension TemplateInterpreter {
         switch filter {
         case .join: return try joined(value, arguments)
         case .indent: return try makeString(try indented(value, arguments))
-        case .truncate: return try makeString(try truncated(value, arguments))
+        case .truncate: return try truncated(value, arguments)
         default: break
         }
         let text = try text(value)
@@ -98,17 +98,17 @@ extension TemplateInterpreter {
         return out
     }
 
-    private func truncated(_ value: TemplateValue, _ arguments: CallValues) throws(MartletError) -> String {
+    private func truncated(_ value: TemplateValue, _ arguments: CallValues) throws(MartletError) -> TemplateValue {
         let given = try bind(arguments, to: "truncate", ["length", "killwords", "end", "leeway"])
-        let text = try string(value, "truncate") ?? "", end = try string(given[2], "truncate") ?? "..."
+        let end = try string(given[2], "truncate") ?? "..."
         let length = try integer(given[0], "truncate") ?? 255
         let leeway = try integer(given[3].flatMap { $0.isNone ? nil : $0 }, "truncate") ?? 5
         guard length >= end.scalarCount, leeway >= 0 else { throw failure("'truncate' cannot keep so few characters") }
-        let scalars = text.unicodeScalars
-        if scalars.count <= length.addingReportingOverflow(leeway).partialValue { return text }
-        let head = String(scalars.prefix(length - end.scalarCount))
-        if given[1]?.isTrue ?? false { return head + end }
-        return (head.lastOffset(of: " ").map { head.part(0..<$0) } ?? head) + end
+        if try self.length(of: value) <= length.addingReportingOverflow(leeway).partialValue { return value }
+        let text = try string(value, "truncate") ?? ""
+        let head = String(text.unicodeScalars.prefix(length - end.scalarCount))
+        if given[1]?.isTrue ?? false { return try makeString(head + end) }
+        return try makeString((head.lastOffset(of: " ").map { head.part(0..<$0) } ?? head) + end)
     }
 
     private func titled(_ text: String) -> String {
