@@ -9,8 +9,8 @@ final class MetricsLog {
     init(folder: String, keepingThrough step: Int) throws(MartletError) {
         let path = FileSystem.join(folder, MetricsLog.fileName)
         let kept = step > 0 && FileSystem.exists(path) ? try MetricsLog.lines(of: path, through: step) : []
-        file = try AppendFile(path, truncating: true)
-        if !kept.isEmpty { try file.append(Array((kept.joined(separator: "\n") + "\n").utf8)) }
+        try AtomicFile.write(kept.map { $0 + "\n" }.joined(), to: path)
+        file = try AppendFile(path)
     }
 
     func append(_ row: JSON) throws(MartletError) { try file.append(Array((row.text() + "\n").utf8)) }

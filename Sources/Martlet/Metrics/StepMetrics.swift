@@ -1,4 +1,5 @@
 package import MartletCore
+internal import MartletModel
 
 /// The numbers of one step: a row of metrics.jsonl.
 public struct StepMetrics: Sendable, Equatable {
@@ -26,7 +27,7 @@ public struct StepMetrics: Sendable, Equatable {
     public var zLoss: Double
     /// For each sparse layer, the load of its busiest expert over the mean load: 1 is balance.
     public var expertLoadMaxOverMean: [Double]
-    /// For each sparse layer, the mean entropy of its router, in nats.
+    /// For each sparse layer, the entropy of its expert load over its largest value: 1 is balance.
     public var routerEntropy: [Double]
 
     /// Tokens in a second.

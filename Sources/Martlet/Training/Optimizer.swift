@@ -1,4 +1,5 @@
 internal import MartletCore
+internal import MartletModel
 
 /// AdamW over all parameters, in their fixed order, with the gradients clipped to a global norm.
 struct Optimizer {
@@ -32,6 +33,6 @@ struct Optimizer {
 }
 
 extension Parameter {
-    /// Norms and biases are not decayed, as in transformers' Trainer.
-    var isDecayed: Bool { group != "norms" && !name.hasSuffix(".bias") }
+    /// Norms are not decayed, as in transformers' Trainer.
+    var isDecayed: Bool { !weight.isNorm }
 }

@@ -1,4 +1,5 @@
 internal import MartletCore
+internal import MartletModel
 
 /// The trained tensors by group, told before the first step.
 public struct TrainableSet: Sendable, Equatable {
