@@ -58,6 +58,7 @@ let package = Package(
         .testTarget(name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "ModelTests", dependencies: ["MartletModel", "MartletCPU", "MartletCore", "MartletTestSupport"],
+            resources: [.copy("ModelGoldens")],
             swiftSettings: strict),
         .testTarget(
             name: "MartletTests",
