@@ -1,4 +1,4 @@
-package import MartletCore
+internal import MartletCore
 
 /// A text generated before and after the training.
 package struct ReportSample: Sendable, Equatable {
