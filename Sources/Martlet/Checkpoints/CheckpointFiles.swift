@@ -51,28 +51,35 @@ struct CheckpointFiles {
     func read(_ path: String) throws(MartletError) {
         let values = try matched(self.values, in: FileSystem.join(path, CheckpointFiles.parametersName))
         let moments = try matched(self.moments, in: FileSystem.join(path, CheckpointFiles.optimizerName))
-        for (source, tensor) in values + moments { backend.upload(source.bytes, as: tensor.dtype, into: tensor) }
+        upload(values + moments)
     }
 
     /// Reads only the values, to end a run with.
     func readValues(_ path: String) throws(MartletError) {
-        for (source, tensor) in try matched(values, in: FileSystem.join(path, CheckpointFiles.parametersName)) {
-            backend.upload(source.bytes, as: tensor.dtype, into: tensor)
+        upload(try matched(values, in: FileSystem.join(path, CheckpointFiles.parametersName)))
+    }
+
+    private func upload(_ pairs: [(source: HostTensor, tensor: Tensor)]) {
+        // The sources' bytes are mapped only as long as the sources live.
+        withExtendedLifetime(pairs) {
+            for (source, tensor) in pairs { backend.upload(source.bytes, as: tensor.dtype, into: tensor) }
         }
     }
 
     private func matched(
         _ tensors: [(name: String, tensor: Tensor)], in path: String
-    ) throws(MartletError) -> [(HostTensor, Tensor)] {
+    ) throws(MartletError) -> [(source: HostTensor, tensor: Tensor)] {
         let file = try SafeTensorsFile(path)
         guard file.tensors.count == tensors.count else {
             throw mismatch(path, "it holds \(file.tensors.count) tensors, the run trains \(tensors.count)")
         }
-        var pairs: [(HostTensor, Tensor)] = []
+        var pairs: [(source: HostTensor, tensor: Tensor)] = []
         for (name, tensor) in tensors {
             guard let source = file[name] else { throw mismatch(path, "it has no tensor '\(name)'") }
             guard source.dtype == tensor.dtype, source.shape == tensor.shape.array else {
-                throw mismatch(path, "'\(name)' is \(source.dtypeName) \(source.shape), not \(tensor.dtype.rawValue) \(tensor.shape)")
+                throw mismatch(
+                    path,
+                    "'\(name)' is \(source.dtypeName) \(source.shape), not \(tensor.dtype.rawValue) \(tensor.shape)")
             }
             pairs.append((source, tensor))
         }

@@ -12,7 +12,8 @@ struct CheckpointStore {
     func steps() throws(MartletError) -> [Int] {
         guard FileSystem.kind(of: folder) == .folder else { return [] }
         return try FileSystem.list(folder).compactMap { name in
-            guard name.hasPrefix(CheckpointStore.prefix), let step = Int(name.dropFirst(CheckpointStore.prefix.count)), step > 0,
+            guard name.hasPrefix(CheckpointStore.prefix), let step = Int(name.dropFirst(CheckpointStore.prefix.count)),
+                step > 0,
                 name == CheckpointStore.prefix + String(step)
             else { return nil }
             return FileSystem.kind(of: FileSystem.join(folder, name)) == .folder ? step : nil
@@ -22,7 +23,8 @@ struct CheckpointStore {
     /// Removes what a killed run left half-written.
     func removeLeftovers() throws(MartletError) {
         guard FileSystem.kind(of: folder) == .folder else { return }
-        for name in try FileSystem.list(folder) where name.hasPrefix("." + CheckpointStore.prefix) && name.hasSuffix(".partial") {
+        for name in try FileSystem.list(folder)
+        where name.hasPrefix("." + CheckpointStore.prefix) && name.hasSuffix(".partial") {
             try FileSystem.remove(FileSystem.join(folder, name))
         }
     }

@@ -64,6 +64,8 @@ struct TrainerState: Sendable, Equatable {
         evaluationsWithoutGain = evaluations
         lastEvaluatedStep = lastEvaluated
         dataFingerprint = fingerprint
-        if let step = json["best_step"]?.integer, let loss = json["best_metric"]?.number { best = Best(step: step, loss: loss) }
+        if let step = json["best_step"]?.integer, let loss = json["best_metric"]?.number {
+            best = Best(step: step, loss: loss)
+        }
     }
 }

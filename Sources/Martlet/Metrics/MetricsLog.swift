@@ -18,7 +18,9 @@ final class MetricsLog {
     private static func lines(of path: String, through step: Int) throws(MartletError) -> [String] {
         var kept: [String] = []
         for line in String(decoding: try FileSystem.read(path), as: UTF8.self).split(separator: "\n") {
-            guard let row = try? JSON(parsing: String(line)), let rowStep = row["step"]?.integer, rowStep <= step else { break }
+            guard let row = try? JSON(parsing: String(line)), let rowStep = row["step"]?.integer, rowStep <= step else {
+                break
+            }
             kept.append(String(line))
         }
         return kept

@@ -37,7 +37,8 @@ public struct StepMetrics: Sendable, Equatable {
         var row: JSONObject = [
             "step": .integer(step), "epoch": .number(epoch), "loss": .number(loss), "grad_norm": .number(gradientNorm),
             "learning_rate": .number(learningRate), "tokens_per_second": .number(tokensPerSecond),
-            "step_seconds": .number(stepSeconds), "step_tokens": .integer(stepTokenCount), "tokens": .integer(tokenCount),
+            "step_seconds": .number(stepSeconds), "step_tokens": .integer(stepTokenCount),
+            "tokens": .integer(tokenCount),
             "peak_memory_bytes": .integer(peakMemoryByteCount),
         ]
         if !expertLoadMaxOverMean.isEmpty {
@@ -89,7 +90,8 @@ public struct EvaluationMetrics: Sendable, Equatable {
     package var json: JSON {
         [
             "step": .integer(step), "epoch": .number(epoch), "eval_loss": .number(loss),
-            "eval_perplexity": .number(perplexity), "eval_targets": .integer(targetCount), "eval_seconds": .number(seconds),
+            "eval_perplexity": .number(perplexity), "eval_targets": .integer(targetCount),
+            "eval_seconds": .number(seconds),
             "eval_is_best": .bool(isBest),
         ]
     }

@@ -26,7 +26,8 @@ enum HTML {
         out += "<tbody>"
         for (r, row) in rows.enumerated() {
             let isSum = sumsUp && r == rows.count - 1
-            out += "<tr\(isSum ? " class=\"sum\"" : "")>" + row.enumerated().map { cell("td", $0, $1) }.joined() + "</tr>"
+            out +=
+                "<tr\(isSum ? " class=\"sum\"" : "")>" + row.enumerated().map { cell("td", $0, $1) }.joined() + "</tr>"
         }
         return out + "</tbody></table></div>\n"
     }

@@ -22,7 +22,8 @@ struct HeatMap {
         let cellWidth = (width - left - 8) / Double(columns)
         let cellHeight = min(max(220 / Double(rows.count), 6), 22)
         let height = Double(rows.count) * cellHeight
-        var out = "<svg viewBox=\"0 0 \(text(width)) \(text(height + 40))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
+        var out =
+            "<svg viewBox=\"0 0 \(text(width)) \(text(height + 40))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
         out += "<rect class=\"frame\" x=\"\(text(left))\" y=\"4\" width=\"\(text(cellWidth * Double(columns)))\""
         out += " height=\"\(text(height))\"/>"
         out += "<g transform=\"translate(\(text(left)) 4) scale(\(fixed(cellWidth, 4)) \(fixed(cellHeight, 4)))\">"
@@ -35,7 +36,9 @@ struct HeatMap {
         for (r, row) in rows.enumerated() {
             for (c, value) in row.enumerated() where value.isFinite {
                 let cell = "M\(c) \(r)h1v1h-1z"
-                if value == 0, marksZero { zeros += cell } else {
+                if value == 0, marksZero {
+                    zeros += cell
+                } else {
                     let level = Int((min(max(value / top, 0), 1) * Double(levelCount)).rounded())
                     if level > 0 { paths[level] += cell }
                 }
@@ -57,9 +60,11 @@ struct HeatMap {
         let below = text(height + 20)
         out += "<text x=\"\(text(left))\" y=\"\(below)\">\(columnRange.0)</text>"
         out += "<text x=\"\(text(width - 8))\" y=\"\(below)\" text-anchor=\"end\">\(columnRange.1)</text>"
-        out += "<text class=\"name\" x=\"\(text((left + width) / 2))\" y=\"\(below)\" text-anchor=\"middle\">\(columnName)</text>"
+        out +=
+            "<text class=\"name\" x=\"\(text((left + width) / 2))\" y=\"\(below)\" text-anchor=\"middle\">\(columnName)</text>"
         let middle = text(4 + height / 2)
-        return out + "<text class=\"name\" transform=\"translate(12 \(middle)) rotate(-90)\" text-anchor=\"middle\">\(rowName)</text>"
+        return out
+            + "<text class=\"name\" transform=\"translate(12 \(middle)) rotate(-90)\" text-anchor=\"middle\">\(rowName)</text>"
     }
 
     /// What the colours mean.

@@ -29,7 +29,8 @@ struct LineChart {
         guard !points.isEmpty else { return "" }
         let x = Axis(points.map(\.x), tickCount: width > 500 ? 8 : 4, isRounded: false)
         let y = Axis(points.map(\.y), tickCount: height > 220 ? 5 : 3, includesZero: includesZero)
-        var out = "<svg viewBox=\"0 0 \(whole(width)) \(whole(height))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
+        var out =
+            "<svg viewBox=\"0 0 \(whole(width)) \(whole(height))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
         out += axes(x, y)
         for series in series { out += draw(series, x, y) }
         return out + "</svg>"
@@ -44,11 +45,13 @@ struct LineChart {
         }
         for tick in x.ticks where tick == tick.rounded() {
             let at = number(horizontal(tick, x))
-            out += "<text x=\"\(at)\" y=\"\(number(height - bottom + 18))\" text-anchor=\"middle\">\(whole(tick))</text>"
+            out +=
+                "<text x=\"\(at)\" y=\"\(number(height - bottom + 18))\" text-anchor=\"middle\">\(whole(tick))</text>"
         }
         out += "<path class=\"axis\" d=\"M\(number(left)) \(number(height - bottom))H\(number(width - right))\"/>"
         let middle = number((left + width - right) / 2)
-        return out + "<text class=\"name\" x=\"\(middle)\" y=\"\(number(height - 3))\" text-anchor=\"middle\">step</text>"
+        return out
+            + "<text class=\"name\" x=\"\(middle)\" y=\"\(number(height - 3))\" text-anchor=\"middle\">step</text>"
     }
 
     private func draw(_ series: Series, _ x: Axis, _ y: Axis) -> String {
@@ -66,7 +69,9 @@ struct LineChart {
         }
     }
 
-    private func horizontal(_ value: Double, _ axis: Axis) -> Double { left + axis.position(value) * (width - left - right) }
+    private func horizontal(_ value: Double, _ axis: Axis) -> Double {
+        left + axis.position(value) * (width - left - right)
+    }
     private func vertical(_ value: Double, _ axis: Axis) -> Double {
         height - bottom - axis.position(value) * (height - top - bottom)
     }

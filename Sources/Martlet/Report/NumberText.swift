@@ -8,7 +8,8 @@ enum NumberText {
         let magnitude = value.magnitude
         if magnitude == 0 { return "0" }
         if magnitude < 1e-3 || magnitude >= 1e7 { return scientific(value) }
-        return trimmed(fixed(value, magnitude < 0.01 ? 5 : magnitude < 1 ? 4 : magnitude < 10 ? 3 : magnitude < 100 ? 2 : 1))
+        return trimmed(
+            fixed(value, magnitude < 0.01 ? 5 : magnitude < 1 ? 4 : magnitude < 10 ? 3 : magnitude < 100 ? 2 : 1))
     }
 
     /// 1234567 -> "1.23 M".

@@ -32,9 +32,12 @@ struct ReportPage {
             title: "Loss over steps",
             series: [
                 .init(name: "training", look: .faint, color: "blue", points: train.count > 20 ? train : []),
-                .init(name: train.count > 20 ? "training, smoothed" : "training", look: .strong, color: "blue",
+                .init(
+                    name: train.count > 20 ? "training, smoothed" : "training", look: .strong, color: "blue",
                     points: train.count > 20 ? train.smoothed() : train),
-                .init(name: "validation", look: .points, color: "orange", points: content.curve("eval_loss").thinned(to: 200)),
+                .init(
+                    name: "validation", look: .points, color: "orange",
+                    points: content.curve("eval_loss").thinned(to: 200)),
             ])
         return HTML.section("Loss", chart.svg() + chart.legend(), note: "Mean over the tokens that count, in nats.")
     }
@@ -70,9 +73,11 @@ struct ReportPage {
             title: "Expert load", rows: relative, top: 3, rowName: "sparse layer", columnName: "expert",
             columnRange: (0, expertCount - 1), marksZero: true)
         let idle = load.joined().filter { $0 == 0 }.count
-        let note = "Tokens of each expert over the mean of its layer, in the last \(content.load.stepCount) steps. "
+        let note =
+            "Tokens of each expert over the mean of its layer, in the last \(content.load.stepCount) steps. "
             + (idle == 0 ? "Every expert got tokens." : "\(idle) of \(load.count * expertCount) experts got none.")
-        let legend = map.legend(zero: "no token", [(0.5, "half the mean"), (1, "the mean"), (2, "twice"), (3, "three times or more")])
+        let legend = map.legend(
+            zero: "no token", [(0.5, "half the mean"), (1, "the mean"), (2, "twice"), (3, "three times or more")])
         return HTML.section("Expert load", map.svg() + legend, note: note) + balance
     }
 
@@ -84,7 +89,8 @@ struct ReportPage {
         let rows = first.values.indices.map { layer in
             (0..<columns).map { column -> Double in
                 let part = history[column * history.count / columns..<(column + 1) * history.count / columns]
-                return part.reduce(0) { $0 + ($1.values.indices.contains(layer) ? $1.values[layer] : 0) } / Double(part.count)
+                return part.reduce(0) { $0 + ($1.values.indices.contains(layer) ? $1.values[layer] : 0) }
+                    / Double(part.count)
             }
         }
         let top = max(rows.joined().max() ?? 1, 1)
@@ -101,10 +107,14 @@ struct ReportPage {
     private var tables: String {
         let set = content.trainable
         var groups = set.groups.map { group in
-            [group.name, String(group.tensorCount), NumberText.count(group.parameterCount),
-                NumberText.percent(Double(group.parameterCount) / Double(max(set.totalCount, 1)))]
+            [
+                group.name, String(group.tensorCount), NumberText.count(group.parameterCount),
+                NumberText.percent(Double(group.parameterCount) / Double(max(set.totalCount, 1))),
+            ]
         }
-        groups.append(["all", String(set.tensorCount), NumberText.count(set.parameterCount), NumberText.percent(set.share)])
+        groups.append([
+            "all", String(set.tensorCount), NumberText.count(set.parameterCount), NumberText.percent(set.share),
+        ])
         let trained = HTML.table(
             ["group", "tensors", "parameters", "share of the model"], groups, numbers: [1, 2, 3], sumsUp: true)
         return HTML.section("What is trained", trained) + facts("Memory", content.memory, sumsUp: true)
@@ -136,6 +146,8 @@ struct ReportPage {
     }
 
     private var recipe: String {
-        HTML.section("Recipe", "<details><summary>every key and its value</summary><pre>\(HTML.escape(content.recipe))</pre></details>")
+        HTML.section(
+            "Recipe",
+            "<details><summary>every key and its value</summary><pre>\(HTML.escape(content.recipe))</pre></details>")
     }
 }

@@ -22,14 +22,17 @@ public struct GradientCheck: Sendable, Equatable, CustomStringConvertible {
     public var description: String {
         var text = "step \(step): \(reachedCount) of \(tensorCount) trained tensors have received a gradient."
         if waitingCount > 0 {
-            text += " \(waitingCount) LoRA A tensors have none yet, as it must be while their B is zero; "
+            text +=
+                " \(waitingCount) LoRA A tensors have none yet, as it must be while their B is zero; "
                 + "they are checked at the first step at which B is not."
         }
         if idleBlockCount > 0 {
-            text += " \(idleBlockCount) of \(expertBlockCount) expert blocks had none because their experts got no token."
+            text +=
+                " \(idleBlockCount) of \(expertBlockCount) expert blocks had none because their experts got no token."
         }
         if unreachedBlockCount > 0 {
-            text += " \(unreachedBlockCount) of \(expertBlockCount) expert blocks had none although their experts got tokens; "
+            text +=
+                " \(unreachedBlockCount) of \(expertBlockCount) expert blocks had none although their experts got tokens; "
                 + "that is right only if none of those tokens counts in the loss."
         }
         return text
@@ -53,7 +56,8 @@ struct GradientAudit {
     init(_ parameters: [Parameter]) {
         self.parameters = parameters
         let ofB = Dictionary(
-            parameters.enumerated().filter { $1.role == .b }.map { ($1.weight, $0) }, uniquingKeysWith: { first, _ in first })
+            parameters.enumerated().filter { $1.role == .b }.map { ($1.weight, $0) },
+            uniquingKeysWith: { first, _ in first })
         var partner: [Int: Int] = [:]
         for (i, parameter) in parameters.enumerated() where parameter.role == .a { partner[i] = ofB[parameter.weight] }
         self.partner = partner
@@ -90,7 +94,9 @@ struct GradientAudit {
     private mutating func countBlocks(_ outcome: StepOutcome, on backend: any Backend) {
         let layers = Set(parameters.filter { $0.expertCount != nil }.compactMap(\.weight.layer)).sorted()
         for (i, parameter) in parameters.enumerated() {
-            guard let count = parameter.expertCount, parameter.gradient.shape[0] == count, !pending.contains(i) else { continue }
+            guard let count = parameter.expertCount, parameter.gradient.shape[0] == count, !pending.contains(i) else {
+                continue
+            }
             let row = parameter.weight.layer.flatMap(layers.firstIndex(of:))
             let load = layers.count == outcome.expertLoad_LE.count ? row.map { outcome.expertLoad_LE[$0] } : nil
             for expert in 0..<count {
@@ -114,7 +120,9 @@ struct GradientAudit {
             "a trained tensor gets no gradient", in: "step \(step), tensor '\(parameter.name)'",
             because: "all \(parameter.gradient.count) elements of its gradient are zero"
                 + (isA ? " although its B is not" : "") + "; training it would have no effect, silently",
-            fix: "take it out of the trained set ('target_modules', 'train_router'); if it belongs there, report this as a bug")
+            fix:
+                "take it out of the trained set ('target_modules', 'train_router'); if it belongs there, report this as a bug"
+        )
     }
 
     private func notFinite(_ parameter: Parameter, _ step: Int, _ outcome: StepOutcome) -> MartletError {

@@ -185,7 +185,8 @@ final class Trainer {
     private func validationLoss(_ lossSum: Double, _ targetCount: Int) throws(MartletError) -> Double {
         guard targetCount > 0 else {
             throw MartletError(
-                "the validation data holds no token that counts in the loss", in: "the validation after step \(state.step)",
+                "the validation data holds no token that counts in the loss",
+                in: "the validation after step \(state.step)",
                 because: "a loss over nothing says nothing", fix: "check 'eval_dataset', 'eval_fraction' and 'loss_on'")
         }
         guard lossSum.isFinite else {

@@ -32,3 +32,12 @@ package struct TrainingParts {
         self.export = export
     }
 }
+
+/// Trains, from parts that are put together already.
+package func train(
+    _ recipe: Recipe, _ parts: TrainingParts, stop: StopSwitch, onEvent: (TrainingEvent) -> TrainingAnswer
+) throws(MartletError) -> TrainingResult {
+    try withoutActuallyEscaping(onEvent) { (onEvent) throws(MartletError) in
+        try Trainer(recipe, parts, stop: stop, tell: onEvent).run()
+    }
+}
