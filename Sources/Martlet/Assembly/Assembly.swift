@@ -102,12 +102,14 @@ package struct Assembly {
         let planner = Planner(configuration, settings, backend)
         let plan = try makePlan(
             planner, stepTokens: min(try stepTokens(), data.tokenCount), longest: max(data.longestExample, 2))
+        // Before the model: measuring again would take the backend's scratch memory away from it.
+        let memory = planner.table(plan)
         let model = try Model(checkpoint, settings, plan, backend)
         let base = configuration.weights.reduce(0) { $0 + configuration.shape(of: $1).count }
         let added = model.parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         let export = ModelExport(recipe: recipe, checkpoint: checkpoint, model: model)
         return TrainingParts(
-            model: model, training: data.training, validation: data.validation, memory: planner.table(plan),
+            model: model, training: data.training, validation: data.validation, memory: memory,
             totalParameterCount: base + added, data: data.rows, facts: facts(model),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
     }
