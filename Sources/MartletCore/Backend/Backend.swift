@@ -24,7 +24,8 @@ package protocol Backend: AnyObject {
     /// Copies `source` to the host, in its own dtype.
     func download(_ source: Tensor, into destination: UnsafeMutableRawBufferPointer)
     func zero(_ x_N: Tensor)
-    func copy(_ x_N: Tensor, into y_N: Tensor)
+    /// y = x
+    func set(_ y_N: Tensor, to x_N: Tensor)
     /// y += x
     func add(_ x_N: Tensor, adding y_N: Tensor)
 

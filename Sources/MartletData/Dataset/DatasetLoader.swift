@@ -180,9 +180,17 @@ struct DatasetLoader {
             try keep(example[0..<limit], origin)
         case .split:
             report.splitCount += 1
-            for start in stride(from: 0, to: example.tokens.count, by: limit) {
-                try keep(example[start..<min(start + limit, example.tokens.count)], origin)
-            }
+            for piece in split(example, limit) { try keep(piece, origin) }
+        }
+    }
+
+    /// Pieces of at most `limit` tokens. Each starts with the last token of the one before, as context, so that every
+    /// token but the first is predicted once.
+    private func split(_ example: TokenizedExample, _ limit: Int) -> [TokenizedExample] {
+        stride(from: 0, to: example.tokens.count - 1, by: limit - 1).map { start in
+            var piece = example[start..<min(start + limit, example.tokens.count)]
+            if start > 0 { piece.isTrained[0] = false }
+            return piece
         }
     }
 

@@ -15,7 +15,8 @@ package enum LongExamples: String, Sendable, CaseIterable {
     /// Its first `maxLength` tokens are kept.
     case truncate
     case drop
-    /// It becomes several examples of at most `maxLength` tokens; for raw text only.
+    /// It becomes several examples of at most `maxLength` tokens, each starting with the last token of the one before;
+    /// for raw text only.
     case split
 }
 

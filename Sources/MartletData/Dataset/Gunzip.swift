@@ -11,8 +11,7 @@ extension ByteFile {
     /// A temporary, decompressed copy: gzip cannot be read from the middle. It needs disk space for the whole text.
     func decompressed() throws(MartletError) -> ByteFile {
         let spool = try SpoolWriter(name: name)
-        var inflater = try Inflater(name: name)
-        defer { inflater.end() }
+        let inflater = try Inflater(name: name)
         try forEachChunk { (chunk) throws(MartletError) in try inflater.inflate(chunk, to: spool) }
         try inflater.finish()
         return try spool.finish()
@@ -20,64 +19,65 @@ extension ByteFile {
 }
 
 /// The state of a decompression over chunks: a gzip file is one or more members, then perhaps zero padding.
-private struct Inflater {
+private final class Inflater {
     enum Place { case inMember, betweenMembers, inPadding }
 
     let name: String
-    var stream = z_stream()
     var place = Place.betweenMembers
+    /// On the heap: zlib refuses a stream that has moved.
+    let stream = UnsafeMutablePointer<z_stream>.allocate(capacity: 1)
     let output = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 18, alignment: 16)
 
     init(name: String) throws(MartletError) {
         self.name = name
-        let size = Int32(MemoryLayout<z_stream>.size)
+        stream.initialize(to: z_stream())
         // 15 bits of window, and 16 for "gzip header wanted".
-        guard inflateInit2_(&stream, 15 + 16, ZLIB_VERSION, size) == Z_OK else {
-            output.deallocate()
+        guard inflateInit2_(stream, 15 + 16, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK else {
             throw MartletError("cannot start zlib", in: name, fix: "free some memory and start again")
         }
     }
 
-    mutating func end() {
-        inflateEnd(&stream)
+    deinit {
+        inflateEnd(stream)
+        stream.deallocate()
         output.deallocate()
     }
 
-    mutating func inflate(_ chunk: UnsafeRawBufferPointer, to spool: SpoolWriter) throws(MartletError) {
-        stream.next_in = UnsafeMutablePointer(mutating: chunk.bindMemory(to: UInt8.self).baseAddress)
-        stream.avail_in = UInt32(chunk.count)
-        while stream.avail_in > 0 {
+    func inflate(_ chunk: UnsafeRawBufferPointer, to spool: SpoolWriter) throws(MartletError) {
+        stream.pointee.next_in = UnsafeMutablePointer(mutating: chunk.bindMemory(to: UInt8.self).baseAddress)
+        stream.pointee.avail_in = UInt32(chunk.count)
+        while stream.pointee.avail_in > 0 {
             if place == .inMember { try inflateMember(to: spool) } else { try startMember() }
         }
     }
 
-    private mutating func startMember() throws(MartletError) {
-        if stream.next_in[0] == 0 {
+    private func startMember() throws(MartletError) {
+        if stream.pointee.next_in[0] == 0 {
             place = .inPadding
-            stream.next_in += 1
-            stream.avail_in -= 1
+            stream.pointee.next_in += 1
+            stream.pointee.avail_in -= 1
         } else if place == .inPadding {
             throw damaged("there is something else after the compressed data")
         } else {
-            inflateReset(&stream)
+            inflateReset(stream)
             place = .inMember
         }
     }
 
-    private mutating func inflateMember(to spool: SpoolWriter) throws(MartletError) {
+    private func inflateMember(to spool: SpoolWriter) throws(MartletError) {
         repeat {
-            stream.next_out = output.bindMemory(to: UInt8.self).baseAddress
-            stream.avail_out = UInt32(output.count)
-            let status = CMartletSystem.inflate(&stream, Z_NO_FLUSH)
+            stream.pointee.next_out = output.bindMemory(to: UInt8.self).baseAddress
+            stream.pointee.avail_out = UInt32(output.count)
+            let status = CMartletSystem.inflate(stream, Z_NO_FLUSH)
             guard status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR else {
-                throw damaged(stream.msg.map { String(cString: $0) } ?? "zlib reports error \(status)")
+                throw damaged(stream.pointee.msg.map { String(cString: $0) } ?? "zlib reports error \(status)")
             }
-            try spool.append(UnsafeRawBufferPointer(rebasing: output[..<(output.count - Int(stream.avail_out))]))
+            try spool.append(UnsafeRawBufferPointer(rebasing: output[..<(output.count - Int(stream.pointee.avail_out))]))
             if status == Z_STREAM_END {
                 place = .betweenMembers
                 return
             }
-        } while stream.avail_in > 0 || stream.avail_out == 0
+        } while stream.pointee.avail_in > 0 || stream.pointee.avail_out == 0
     }
 
     func finish() throws(MartletError) {

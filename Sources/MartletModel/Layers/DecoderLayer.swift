@@ -37,12 +37,12 @@ struct DecoderLayer {
         let normed_TH = workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: epsilon, into: normed_TH)
         if !hasKeys { attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved.attention) }
-        backend.copy(x_TH, into: saved.middle_TH)
+        backend.set(saved.middle_TH, to: x_TH)
         attention.forward(
             normed_TH, weights, tile, rows, workspace, adding: saved.middle_TH, saving: saved.attention)
 
         backend.rmsNorm(saved.middle_TH, weights.postAttentionNorm.weight_H, epsilon: epsilon, into: normed_TH)
-        if let y_TH { backend.copy(saved.middle_TH, into: y_TH) }
+        if let y_TH { backend.set(y_TH, to: saved.middle_TH) }
         feedForward.forward(normed_TH, weights, tile, workspace, adding: y_TH, saving: saved.feedForward)
     }
 
