@@ -54,33 +54,39 @@ extension Model {
 
     /// Puts an adapter's matrices where the model applies them; a target that the adapter leaves out gets zeros.
     package func apply(_ adapter: Adapter) throws(MartletError) {
-        let padded = adapter.withUniformRank()
         for weight in configuration.weights {
             guard let tensors = adapterTensors(on: weight) else { continue }
-            guard let pair = padded.matrices[weight] else {
-                backend.zero(tensors.a)
-                backend.zero(tensors.b)
-                continue
-            }
-            guard pair.aShape == tensors.a.shape.array, pair.bShape == tensors.b.shape.array else {
+            backend.zero(tensors.a)
+            backend.zero(tensors.b)
+            guard let pair = adapter.matrices[weight] else { continue }
+            let rank = tensors.a.shape[-2]
+            guard tensors.a.count * pair.rank == pair.a.count * rank, tensors.b.count * pair.rank == pair.b.count * rank else {
                 throw MartletError(
                     "the adapter does not fit the model", in: weight.name,
-                    because: "its matrices are \(pair.aShape) and \(pair.bShape), the model wants \(tensors.a.shape) and "
+                    because: "its matrices are \(pair.aShape) and \(pair.bShape), the model takes \(tensors.a.shape) and "
                         + "\(tensors.b.shape)",
                     fix: "use the base model that the adapter was trained on")
             }
-            upload(pair.a, into: tensors.a)
-            upload(pair.b, into: tensors.b)
+            upload(padded(pair.a, from: pair.rank * pair.inputCount, to: rank * pair.inputCount), into: tensors.a)
+            upload(padded(pair.b, from: pair.rank, to: rank), into: tensors.b)
         }
     }
 }
 
+/// Runs of `length` values, each followed by zeros up to `newLength`.
+private func padded(_ values: [Float], from length: Int, to newLength: Int) -> [Float] {
+    guard newLength > length, length > 0 else { return values }
+    let zeros = [Float](repeating: 0, count: newLength - length)
+    return stride(from: 0, to: values.count, by: length).flatMap { values[$0..<$0 + length] + zeros }
+}
+
 extension Adapter {
-    /// The adapter's settings as the model takes them, at the rank that all its matrices are padded to.
+    /// The adapter as the model takes it: at the largest rank of its matrices, with the scale that it has at its own.
     package var loraSettings: LoRASettings {
-        let settings = withUniformRank().settings
-        return LoRASettings(
-            rank: settings.rank, alpha: settings.alpha, usesRSLoRA: settings.usesRSLoRA, dropout: 0,
-            targets: Set(LoRATarget.allCases.filter { target in matrices.keys.contains { target.weight(layer: $0.layer ?? 0) == $0 } }))
+        let rank = max(1, matrices.values.map(\.rank).max() ?? 1)
+        let targets = LoRATarget.allCases.filter { target in
+            matrices.keys.contains { target.weight(layer: $0.layer ?? 0) == $0 }
+        }
+        return LoRASettings(rank: rank, alpha: Double(settings.scale) * Double(rank), targets: Set(targets))
     }
 }

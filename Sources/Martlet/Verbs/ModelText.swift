@@ -1,0 +1,26 @@
+internal import MartletCore
+internal import MartletData
+internal import MartletModel
+
+/// The text side of a model folder: its tokenizer, its chat template if it has one, and the tokens that end an answer.
+struct ModelText: Sendable {
+    let tokenizer: Tokenizer
+    /// nil where the model has no chat template.
+    let template: ChatTemplate?
+    /// Generation stops at any of these.
+    let endTokens: Set<Int32>
+
+    init(folder: String, _ configuration: ModelConfiguration) throws(MartletError) {
+        tokenizer = try Tokenizer(folder: folder)
+        template = try ChatTemplate.find(in: folder)
+        endTokens = try ModelText.endTokens(folder, configuration).union(tokenizer.eosID.map { [$0] } ?? [])
+    }
+
+    /// generation_config.json's `eos_token_id`, or else config.json's.
+    private static func endTokens(_ folder: String, _ c: ModelConfiguration) throws(MartletError) -> Set<Int32> {
+        let path = FileSystem.join(folder, "generation_config.json")
+        let generation = FileSystem.exists(path) ? try FileSystem.readJSON(path)["eos_token_id"] : nil
+        let given = generation.map { $0.array?.compactMap(\.integer) ?? [$0.integer].compactMap { $0 } } ?? []
+        return Set((given.isEmpty ? c.endTokens : given).compactMap { Int32(exactly: $0) })
+    }
+}
