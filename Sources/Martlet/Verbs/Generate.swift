@@ -79,7 +79,7 @@ public final class TextGenerator {
                 fix: "continue plain text instead: --prompt TEXT --raw")
         }
         let messages = messages.map { JSON.object(["role": .string($0.role), "content": .string($0.content)]) }
-        return try template.prompt(messages: messages)
+        return try template.render(messages: messages, addsGenerationPrompt: true).text
     }
 
     /// Continues a prompt. `onText` gets the text as it comes, whole characters only, and says whether to go on.
@@ -87,61 +87,32 @@ public final class TextGenerator {
         _ prompt: String, isRendered: Bool = false, maxTokens: Int = 256, sampling: SamplingSettings = SamplingSettings(),
         onText: (String) -> Bool = { _ in true }
     ) throws(MartletError) -> Result {
-        let tokens = text.tokenizer.encode(prompt, addsSpecialTokens: !isRendered)
+        let tokens = try text.tokenizer.encode(prompt, addsSpecialTokens: !isRendered)
         guard !tokens.isEmpty else {
             throw MartletError("the prompt is empty", because: "a model continues text", fix: "give at least one character")
         }
-        var sampler = try Sampler(sampling), stream = TextStream(text.tokenizer)
+        var sampler = try Sampler(sampling), decoder = text.tokenizer.streamDecoder(skipsSpecialTokens: true)
         let generation = Generation(model), watch = Stopwatch()
         var logits = try generation.feed(tokens)
         let promptSeconds = watch.seconds, answerWatch = Stopwatch()
-        var made: [Int32] = [], end = End.length
+        var made: [Int32] = [], answer = "", end = End.length
         while made.count < maxTokens {
             let token = try sampler.next(logits)
             made.append(token)
             if text.endTokens.contains(token) { end = .endToken; break }
-            if let piece = stream.append(token), !onText(piece) { end = .stopped; break }
+            let piece = decoder.feed(token)
+            answer += piece
+            if !piece.isEmpty, !onText(piece) { end = .stopped; break }
             guard made.count < maxTokens else { break }
             guard generation.count < model.plan.stepTokens else { end = .context; break }
             logits = try generation.feed([token])
         }
-        if end != .stopped, let rest = stream.finish() { _ = onText(rest) }
+        let rest = decoder.finish()
+        answer += rest
+        if end != .stopped, !rest.isEmpty { _ = onText(rest) }
         return Result(
-            text: stream.text, tokens: made, promptTokenCount: tokens.count, end: end, promptSeconds: promptSeconds,
+            text: answer, tokens: made, promptTokenCount: tokens.count, end: end, promptSeconds: promptSeconds,
             seconds: answerWatch.seconds)
-    }
-}
-
-/// Turns tokens into text as they come: a character is given out when all of its bytes are there.
-struct TextStream {
-    /// All that was given out.
-    private(set) var text = ""
-    private let tokenizer: any TextEncoder
-    private var tokens: [Int32] = []
-    /// Tokens before `start` only give context (some decoders treat the first token apart); those before `next` are out.
-    private var start = 0, next = 0
-
-    init(_ tokenizer: any TextEncoder) { self.tokenizer = tokenizer }
-
-    mutating func append(_ token: Int32) -> String? {
-        tokens.append(token)
-        return take(evenIncomplete: false)
-    }
-
-    /// What is left when no more tokens come; bytes that never became a character are shown as such.
-    mutating func finish() -> String? { take(evenIncomplete: true) }
-
-    private mutating func take(evenIncomplete: Bool) -> String? {
-        let before = tokenizer.decode(Array(tokens[start..<next]), skipsSpecialTokens: true)
-        let now = tokenizer.decode(Array(tokens[start...]), skipsSpecialTokens: true)
-        // A tail of 4 replacement characters can no longer be the beginning of one character.
-        let isWaiting = now.unicodeScalars.last == "\u{FFFD}" && tokens.count - next < 4
-        guard now.utf8.count > before.utf8.count, evenIncomplete || !isWaiting else { return nil }
-        let piece = String(decoding: now.utf8.dropFirst(before.utf8.count), as: UTF8.self)
-        start = next
-        next = tokens.count
-        text += piece
-        return piece
     }
 }
 

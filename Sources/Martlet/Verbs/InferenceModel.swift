@@ -19,11 +19,11 @@ extension Model {
         _ checkpoint: Checkpoint, adapter: Adapter? = nil, _ use: Use, threads: Int? = nil, limit: Int? = nil
     ) throws(MartletError) -> Model {
         let backend = CPUBackend(threads: threads)
-        let settings = ModelSettings(.inference, adapter: adapter?.loraSettings)
+        let settings = ModelSettings(.inference, adapter: adapter.map(LoRASettings.init))
         let planner = Planner(checkpoint.configuration, settings, backend)
         let plan = try inferencePlan(use, planner, limit: limit ?? ProcessMemory.availableByteCount)
         let model = try Model(checkpoint, settings, plan, backend)
-        if let adapter { try model.apply(adapter) }
+        if let adapter { try model.load(adapter) }
         return model
     }
 
@@ -50,43 +50,5 @@ extension Model {
         plan.keepsWeights = true
         if planner.byteCount(plan) > limit { plan.keepsWeights = false }
         return plan
-    }
-
-    /// Puts an adapter's matrices where the model applies them; a target that the adapter leaves out gets zeros.
-    package func apply(_ adapter: Adapter) throws(MartletError) {
-        for weight in configuration.weights {
-            guard let tensors = adapterTensors(on: weight) else { continue }
-            backend.zero(tensors.a)
-            backend.zero(tensors.b)
-            guard let pair = adapter.matrices[weight] else { continue }
-            let rank = tensors.a.shape[-2]
-            guard tensors.a.count * pair.rank == pair.a.count * rank, tensors.b.count * pair.rank == pair.b.count * rank else {
-                throw MartletError(
-                    "the adapter does not fit the model", in: weight.name,
-                    because: "its matrices are \(pair.aShape) and \(pair.bShape), the model takes \(tensors.a.shape) and "
-                        + "\(tensors.b.shape)",
-                    fix: "use the base model that the adapter was trained on")
-            }
-            upload(padded(pair.a, from: pair.rank * pair.inputCount, to: rank * pair.inputCount), into: tensors.a)
-            upload(padded(pair.b, from: pair.rank, to: rank), into: tensors.b)
-        }
-    }
-}
-
-/// Runs of `length` values, each followed by zeros up to `newLength`.
-private func padded(_ values: [Float], from length: Int, to newLength: Int) -> [Float] {
-    guard newLength > length, length > 0 else { return values }
-    let zeros = [Float](repeating: 0, count: newLength - length)
-    return stride(from: 0, to: values.count, by: length).flatMap { values[$0..<$0 + length] + zeros }
-}
-
-extension Adapter {
-    /// The adapter as the model takes it: at the largest rank of its matrices, with the scale that it has at its own.
-    package var loraSettings: LoRASettings {
-        let rank = max(1, matrices.values.map(\.rank).max() ?? 1)
-        let targets = LoRATarget.allCases.filter { target in
-            matrices.keys.contains { target.weight(layer: $0.layer ?? 0) == $0 }
-        }
-        return LoRASettings(rank: rank, alpha: Double(settings.scale) * Double(rank), targets: Set(targets))
     }
 }

@@ -110,7 +110,7 @@ public struct Tokenization: Sendable {
         let text = String(decoding: bytes, as: UTF8.self)
         byteCount = bytes.count
         let watch = Stopwatch()
-        ids = tokenizer.encode(text, addsSpecialTokens: false)
+        ids = try tokenizer.encode(text, addsSpecialTokens: false)
         seconds = watch.seconds
     }
 

@@ -12,8 +12,15 @@ struct ModelText: Sendable {
 
     init(folder: String, _ configuration: ModelConfiguration) throws(MartletError) {
         tokenizer = try Tokenizer(folder: folder)
-        template = try ChatTemplate.find(in: folder)
+        template = try ModelText.hasTemplate(folder) ? ChatTemplate(folder: folder) : nil
         endTokens = try ModelText.endTokens(folder, configuration).union(tokenizer.eosID.map { [$0] } ?? [])
+    }
+
+    private static func hasTemplate(_ folder: String) throws(MartletError) -> Bool {
+        if FileSystem.exists(FileSystem.join(folder, "chat_template.jinja")) { return true }
+        let path = FileSystem.join(folder, "tokenizer_config.json")
+        guard FileSystem.exists(path), let value = try FileSystem.readJSON(path)["chat_template"] else { return false }
+        return !value.isNull
     }
 
     /// generation_config.json's `eos_token_id`, or else config.json's.
