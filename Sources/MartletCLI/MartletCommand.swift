@@ -19,7 +19,7 @@ struct MartletCommand: ParsableCommand {
             """,
         version: martletVersion,
         subcommands: [
-            TrainCommand.self, PlanCommand.self, EvalCommand.self, GenerateCommand.self, MergeCommand.self,
+            EvalCommand.self, GenerateCommand.self, MergeCommand.self,
             ExportAdapterCommand.self, InspectCommand.self, LogitsCommand.self, InitCommand.self, BenchCommand.self,
             DoctorCommand.self, RecipeCommand.self,
         ])

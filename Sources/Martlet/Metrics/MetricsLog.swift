@@ -9,8 +9,8 @@ final class MetricsLog {
     init(folder: String, keepingThrough step: Int) throws(MartletError) {
         let path = FileSystem.join(folder, MetricsLog.fileName)
         let kept = step > 0 && FileSystem.exists(path) ? try MetricsLog.lines(of: path, through: step) : []
-        file = try AppendFile(path, truncating: true)
-        if !kept.isEmpty { try file.append(Array((kept.joined(separator: "\n") + "\n").utf8)) }
+        try AtomicFile.write(kept.map { $0 + "\n" }.joined(), to: path)
+        file = try AppendFile(path)
     }
 
     func append(_ row: JSON) throws(MartletError) { try file.append(Array((row.text() + "\n").utf8)) }
@@ -18,7 +18,9 @@ final class MetricsLog {
     private static func lines(of path: String, through step: Int) throws(MartletError) -> [String] {
         var kept: [String] = []
         for line in String(decoding: try FileSystem.read(path), as: UTF8.self).split(separator: "\n") {
-            guard let row = try? JSON(parsing: String(line)), let rowStep = row["step"]?.integer, rowStep <= step else { break }
+            guard let row = try? JSON(parsing: String(line)), let rowStep = row["step"]?.integer, rowStep <= step else {
+                break
+            }
             kept.append(String(line))
         }
         return kept

@@ -1,4 +1,5 @@
 package import MartletCore
+internal import MartletModel
 
 /// The numbers of one step: a row of metrics.jsonl.
 public struct StepMetrics: Sendable, Equatable {
@@ -26,7 +27,7 @@ public struct StepMetrics: Sendable, Equatable {
     public var zLoss: Double
     /// For each sparse layer, the load of its busiest expert over the mean load: 1 is balance.
     public var expertLoadMaxOverMean: [Double]
-    /// For each sparse layer, the mean entropy of its router, in nats.
+    /// For each sparse layer, the entropy of its expert load over its largest value: 1 is balance.
     public var routerEntropy: [Double]
 
     /// Tokens in a second.
@@ -36,7 +37,8 @@ public struct StepMetrics: Sendable, Equatable {
         var row: JSONObject = [
             "step": .integer(step), "epoch": .number(epoch), "loss": .number(loss), "grad_norm": .number(gradientNorm),
             "learning_rate": .number(learningRate), "tokens_per_second": .number(tokensPerSecond),
-            "step_seconds": .number(stepSeconds), "step_tokens": .integer(stepTokenCount), "tokens": .integer(tokenCount),
+            "step_seconds": .number(stepSeconds), "step_tokens": .integer(stepTokenCount),
+            "tokens": .integer(tokenCount),
             "peak_memory_bytes": .integer(peakMemoryByteCount),
         ]
         if !expertLoadMaxOverMean.isEmpty {
@@ -88,7 +90,8 @@ public struct EvaluationMetrics: Sendable, Equatable {
     package var json: JSON {
         [
             "step": .integer(step), "epoch": .number(epoch), "eval_loss": .number(loss),
-            "eval_perplexity": .number(perplexity), "eval_targets": .integer(targetCount), "eval_seconds": .number(seconds),
+            "eval_perplexity": .number(perplexity), "eval_targets": .integer(targetCount),
+            "eval_seconds": .number(seconds),
             "eval_is_best": .bool(isBest),
         ]
     }

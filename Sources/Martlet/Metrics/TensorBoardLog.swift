@@ -51,8 +51,8 @@ final class TensorBoardLog {
     private func append(_ event: ProtoMessage) throws(MartletError) { try file.append(TFRecord.frame(event.bytes)) }
 }
 
-enum TFRecord {
-    static func frame(_ data: [UInt8]) -> [UInt8] {
+package enum TFRecord {
+    package static func frame(_ data: [UInt8]) -> [UInt8] {
         let length = littleEndian(UInt64(data.count))
         return length + littleEndian(CRC32C.masked(length)) + data + littleEndian(CRC32C.masked(data))
     }
@@ -93,7 +93,9 @@ struct ProtoMessage {
 
     mutating func string(_ field: Int, _ value: String) { delimited(field, Array(value.utf8)) }
 
-    mutating func message(_ field: Int, _ build: (inout ProtoMessage) -> Void) { delimited(field, ProtoMessage(build).bytes) }
+    mutating func message(_ field: Int, _ build: (inout ProtoMessage) -> Void) {
+        delimited(field, ProtoMessage(build).bytes)
+    }
 
     private mutating func delimited(_ field: Int, _ payload: [UInt8]) {
         key(field, wire: 2)

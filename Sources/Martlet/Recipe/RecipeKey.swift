@@ -35,13 +35,17 @@ extension RecipeKey {
     static func text(_ name: String, _ path: RecipePath<String>, _ meaning: String) -> RecipeKey {
         RecipeKey(name, "text", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.string("a text")
-        } write: { .string($0[keyPath: path]) }
+        } write: {
+            .string($0[keyPath: path])
+        }
     }
 
     static func texts(_ name: String, _ path: RecipePath<[String]>, _ meaning: String) -> RecipeKey {
         RecipeKey(name, "text or list", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.strings()
-        } write: { .array($0[keyPath: path].map(JSON.string)) }
+        } write: {
+            .array($0[keyPath: path].map(JSON.string))
+        }
     }
 
     static func map(_ name: String, _ path: RecipePath<[String: String]>, _ meaning: String) -> RecipeKey {
@@ -57,7 +61,9 @@ extension RecipeKey {
     static func flag(_ name: String, _ path: RecipePath<Bool>, _ meaning: String) -> RecipeKey {
         RecipeKey(name, "true|false", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.flag()
-        } write: { .bool($0[keyPath: path]) }
+        } write: {
+            .bool($0[keyPath: path])
+        }
     }
 
     static func integer(
@@ -65,21 +71,29 @@ extension RecipeKey {
     ) -> RecipeKey {
         RecipeKey(name, "integer", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.integer(in: range)
-        } write: { .integer($0[keyPath: path]) }
+        } write: {
+            .integer($0[keyPath: path])
+        }
     }
 
-    static func integer(_ name: String, _ path: RecipePath<Int?>, default note: String, _ meaning: String) -> RecipeKey {
+    static func integer(_ name: String, _ path: RecipePath<Int?>, default note: String, _ meaning: String) -> RecipeKey
+    {
         var key = RecipeKey(name, "integer", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.isNull ? nil : value.integer(in: 1...Int.max)
-        } write: { recipe in recipe[keyPath: path].map(JSON.integer) ?? .null }
+        } write: { recipe in
+            recipe[keyPath: path].map(JSON.integer) ?? .null
+        }
         key.defaultNote = note
         return key
     }
 
-    static func number(_ name: String, _ path: RecipePath<Double>, _ range: NumberRange, _ meaning: String) -> RecipeKey {
+    static func number(_ name: String, _ path: RecipePath<Double>, _ range: NumberRange, _ meaning: String) -> RecipeKey
+    {
         RecipeKey(name, "number", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.number(in: range)
-        } write: { .number($0[keyPath: path]) }
+        } write: {
+            .number($0[keyPath: path])
+        }
     }
 
     static func number(
@@ -87,7 +101,9 @@ extension RecipeKey {
     ) -> RecipeKey {
         var key = RecipeKey(name, "number", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.isNull ? nil : value.number(in: range)
-        } write: { recipe in recipe[keyPath: path].map(JSON.number) ?? .null }
+        } write: { recipe in
+            recipe[keyPath: path].map(JSON.number) ?? .null
+        }
         key.defaultNote = note
         return key
     }
@@ -95,7 +111,9 @@ extension RecipeKey {
     static func bytes(_ name: String, _ path: RecipePath<Int?>, default note: String, _ meaning: String) -> RecipeKey {
         var key = RecipeKey(name, "size", meaning) { recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.isNull ? nil : value.byteCount()
-        } write: { recipe in recipe[keyPath: path].map(JSON.integer) ?? .null }
+        } write: { recipe in
+            recipe[keyPath: path].map(JSON.integer) ?? .null
+        }
         key.defaultNote = note
         return key
     }
@@ -106,7 +124,9 @@ extension RecipeKey {
         RecipeKey(name, Choice.allCases.map(\.rawValue).joined(separator: "|"), meaning) {
             recipe, value throws(RecipeValueError) in
             recipe[keyPath: path] = try value.choice(Choice.self)
-        } write: { .string($0[keyPath: path].rawValue) }
+        } write: {
+            .string($0[keyPath: path].rawValue)
+        }
     }
 
     static func choices<Choice: RawRepresentable & CaseIterable & Sendable>(

@@ -1,10 +1,11 @@
+public import MartletCore
+internal import Yams
+
 #if canImport(FoundationEssentials)
 internal import FoundationEssentials
 #else
 internal import Foundation
 #endif
-public import MartletCore
-internal import Yams
 
 extension Recipe {
     /// Reads a recipe file, applies `overrides` ("key=value", as after `--set`), and checks the whole.
@@ -44,7 +45,8 @@ extension Recipe {
     /// Applies one "key=value".
     public mutating func set(_ override: String) throws(MartletError) {
         guard let equals = override.firstIndex(of: "="), equals != override.startIndex else {
-            throw MartletError("'\(override)' is not an override", in: "--set", fix: "write --set key=value, as in --set lora_r=8")
+            throw MartletError(
+                "'\(override)' is not an override", in: "--set", fix: "write --set key=value, as in --set lora_r=8")
         }
         let key = String(override[..<equals])
         let node = try Recipe.compose(String(override[override.index(after: equals)...]), name: "--set \(key)")

@@ -15,7 +15,8 @@ extension Recipe {
 
     private func requireModelAndData() throws(MartletError) {
         if model.isEmpty {
-            throw MartletError("the recipe names no model", fix: "add 'model: FOLDER', a folder with config.json and *.safetensors")
+            throw MartletError(
+                "the recipe names no model", fix: "add 'model: FOLDER', a folder with config.json and *.safetensors")
         }
         if dataset.isEmpty { throw MartletError("the recipe names no dataset", fix: "add 'dataset: FILE.jsonl'") }
     }
@@ -27,14 +28,16 @@ extension Recipe {
             }
             for layout in export ?? [] where layout != .merged {
                 throw refusal(
-                    "export", "'\(layout.rawValue)' cannot be written", because: "method is 'full': there is no adapter",
+                    "export", "'\(layout.rawValue)' cannot be written",
+                    because: "method is 'full': there is no adapter",
                     fix: "write 'export: [merged]', or train with 'method: lora'")
             }
         }
         if targetModules.count > 1, targetModules.contains("all-linear") {
             let others = targetModules.filter { $0 != "all-linear" }.joined(separator: ", ")
             throw refusal(
-                "target_modules", "'\(others)' has no effect", because: "'all-linear' already stands for every projection",
+                "target_modules", "'\(others)' has no effect",
+                because: "'all-linear' already stands for every projection",
                 fix: "leave one or the other")
         }
         try checkRepeats("target_modules", targetModules)
@@ -45,7 +48,8 @@ extension Recipe {
     private func checkRepeats(_ key: String, _ values: [String]) throws(MartletError) {
         var seen = Set<String>()
         for value in values where !seen.insert(value).inserted {
-            throw refusal(key, "'\(value)' stands twice in '\(key)'", because: "once is enough", fix: "delete one of them")
+            throw refusal(
+                key, "'\(value)' stands twice in '\(key)'", because: "once is enough", fix: "delete one of them")
         }
     }
 

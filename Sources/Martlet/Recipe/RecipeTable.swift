@@ -36,18 +36,22 @@ extension RecipeKey {
 
     private static let stepKeys: [RecipeKey] = [
         .integer("per_device_train_batch_size", \.perDeviceTrainBatchSize, 1...1 << 20, "rows in a batch"),
-        .integer("gradient_accumulation_steps", \.gradientAccumulationSteps, 1...1 << 20, "batches in an optimizer step"),
+        .integer(
+            "gradient_accumulation_steps", \.gradientAccumulationSteps, 1...1 << 20, "batches in an optimizer step"),
         .number("num_train_epochs", \.numTrainEpochs, .positive, "passes over the dataset"),
-        .integer("max_steps", \.maxSteps, default: "from num_train_epochs", "optimizer steps, instead of num_train_epochs"),
+        .integer(
+            "max_steps", \.maxSteps, default: "from num_train_epochs", "optimizer steps, instead of num_train_epochs"),
         .integer("seed", \.seed, 0...Int.max, "seed of adapter initialisation, shuffling and dropout"),
     ]
 
     private static let optimizerKeys: [RecipeKey] = [
-        .number("learning_rate", \.learningRate, .positive, default: "2e-4 for lora, 1e-5 for full", "peak learning rate"),
+        .number(
+            "learning_rate", \.learningRate, .positive, default: "2e-4 for lora, 1e-5 for full", "peak learning rate"),
         .choice("lr_scheduler_type", \.lrSchedulerType, "how the learning rate moves after the warmup"),
         .integer("warmup_steps", \.warmupSteps, 0...Int.max, "steps over which the learning rate rises from 0"),
         .number("warmup_ratio", \.warmupRatio, .upToOne, "the same as a share of all steps"),
-        .number("weight_decay", \.weightDecay, .atLeastZero, "decoupled weight decay; norms and biases are not decayed"),
+        .number(
+            "weight_decay", \.weightDecay, .atLeastZero, "decoupled weight decay; norms and biases are not decayed"),
         .number("adam_beta1", \.adamBeta1, .belowOne, "decay of the first moment"),
         .number("adam_beta2", \.adamBeta2, .belowOne, "decay of the second moment"),
         .number("adam_epsilon", \.adamEpsilon, .positive, "added to the denominator of the update"),
@@ -85,12 +89,15 @@ extension RecipeKey {
         .flag("load_best_model_at_end", \.loadBestModelAtEnd, "end with the weights of the best validation"),
         .integer("logging_steps", \.loggingSteps, 1...Int.max, "write every n-th step to metrics.jsonl"),
         .text("output_dir", \.outputDir, "folder for everything the run writes"),
-        .text("resume", \.resume, "auto: from the newest checkpoint in output_dir; never; or the folder of a checkpoint"),
-        .choices("export", \.export, default: "fused for lora, merged for full", "forms in which the result is written"),
+        .text(
+            "resume", \.resume, "auto: from the newest checkpoint in output_dir; never; or the folder of a checkpoint"),
+        .choices(
+            "export", \.export, default: "fused for lora, merged for full", "forms in which the result is written"),
     ]
 
     private static let machineKeys: [RecipeKey] = [
-        .bytes("memory_limit", \.memoryLimit, default: "what the machine has", "most memory to plan for, such as 12GiB"),
+        .bytes(
+            "memory_limit", \.memoryLimit, default: "what the machine has", "most memory to plan for, such as 12GiB"),
         .integer("tile_tokens", \.tileTokens, default: "planned", "tokens that go through a layer at a time"),
         .choice("device", \.device, "what computes"),
         .integer("threads", \.threads, default: "all cores", "CPU threads"),

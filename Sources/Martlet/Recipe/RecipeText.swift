@@ -58,7 +58,8 @@ extension Recipe {
                 lines += (section.isEmpty ? [] : [""]) + [key.section]
                 section = key.section
             }
-            lines.append("  \(key.name): \(key.type)" + (key.shownDefault.isEmpty ? "" : "  (default: \(key.shownDefault))"))
+            lines.append(
+                "  \(key.name): \(key.type)" + (key.shownDefault.isEmpty ? "" : "  (default: \(key.shownDefault))"))
             lines.append("      \(key.meaning)")
         }
         return lines.joined(separator: "\n") + "\n"

@@ -37,7 +37,8 @@ extension RecipeValue {
     }
 
     func integer(in range: ClosedRange<Int>) throws(RecipeValueError) -> Int {
-        let wanted = "a whole number" + RecipeValue.bounds(range.lowerBound, range.upperBound == .max ? nil : range.upperBound)
+        let wanted =
+            "a whole number" + RecipeValue.bounds(range.lowerBound, range.upperBound == .max ? nil : range.upperBound)
         guard let value = Int(try text(wanted).filter { $0 != "_" }), range.contains(value) else {
             throw RecipeValueError(wanted: wanted)
         }
@@ -67,7 +68,8 @@ extension RecipeValue {
         let wanted = names.count == 1 ? "'\(names[0])'" : "one of: " + names.joined(separator: ", ")
         let text = try text(wanted)
         guard let choice = Choice(rawValue: text) else {
-            throw RecipeValueError(wanted: wanted, remedy: closestMatch(to: text, among: names).map { "did you mean '\($0)'?" })
+            throw RecipeValueError(
+                wanted: wanted, remedy: closestMatch(to: text, among: names).map { "did you mean '\($0)'?" })
         }
         return choice
     }
@@ -89,7 +91,9 @@ extension RecipeValue {
     }
 
     func stringMap() throws(RecipeValueError) -> [String: String] {
-        guard case .map(let members) = self else { throw RecipeValueError(wanted: "a mapping of texts, as in {prompt: question}") }
+        guard case .map(let members) = self else {
+            throw RecipeValueError(wanted: "a mapping of texts, as in {prompt: question}")
+        }
         var map: [String: String] = [:]
         for (key, value) in members { map[key] = try value.string("a text for '\(key)'") }
         return map
@@ -105,7 +109,9 @@ extension RecipeValue {
             "": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
             "KIB": 0x1p10, "MIB": 0x1p20, "GIB": 0x1p30, "TIB": 0x1p40,
         ]
-        guard let number = Double(digits), let scale = units[unit], number > 0, number * scale < 0x1p60, number * scale >= 1 else {
+        guard let number = Double(digits), let scale = units[unit], number > 0, number * scale < 0x1p60,
+            number * scale >= 1
+        else {
             throw RecipeValueError(wanted: wanted)
         }
         return Int(number * scale)

@@ -1,4 +1,5 @@
 internal import MartletCore
+internal import MartletModel
 
 /// Which trained tensors have received a gradient so far. Made after step 1, and again when the last one has.
 public struct GradientCheck: Sendable, Equatable, CustomStringConvertible {
@@ -21,14 +22,17 @@ public struct GradientCheck: Sendable, Equatable, CustomStringConvertible {
     public var description: String {
         var text = "step \(step): \(reachedCount) of \(tensorCount) trained tensors have received a gradient."
         if waitingCount > 0 {
-            text += " \(waitingCount) LoRA A tensors have none yet, as it must be while their B is zero; "
+            text +=
+                " \(waitingCount) LoRA A tensors have none yet, as it must be while their B is zero; "
                 + "they are checked at the first step at which B is not."
         }
         if idleBlockCount > 0 {
-            text += " \(idleBlockCount) of \(expertBlockCount) expert blocks had none because their experts got no token."
+            text +=
+                " \(idleBlockCount) of \(expertBlockCount) expert blocks had none because their experts got no token."
         }
         if unreachedBlockCount > 0 {
-            text += " \(unreachedBlockCount) of \(expertBlockCount) expert blocks had none although their experts got tokens; "
+            text +=
+                " \(unreachedBlockCount) of \(expertBlockCount) expert blocks had none although their experts got tokens; "
                 + "that is right only if none of those tokens counts in the loss."
         }
         return text
@@ -51,11 +55,11 @@ struct GradientAudit {
 
     init(_ parameters: [Parameter]) {
         self.parameters = parameters
-        let index = Dictionary(parameters.enumerated().map { ($1.name, $0) }, uniquingKeysWith: { first, _ in first })
+        let ofB = Dictionary(
+            parameters.enumerated().filter { $1.role == .b }.map { ($1.weight, $0) },
+            uniquingKeysWith: { first, _ in first })
         var partner: [Int: Int] = [:]
-        for (i, parameter) in parameters.enumerated() {
-            if let name = parameter.nameOfB { partner[i] = index[name] }
-        }
+        for (i, parameter) in parameters.enumerated() where parameter.role == .a { partner[i] = ofB[parameter.weight] }
         self.partner = partner
         pending = Set(parameters.indices)
     }
@@ -88,10 +92,12 @@ struct GradientAudit {
     }
 
     private mutating func countBlocks(_ outcome: StepOutcome, on backend: any Backend) {
-        let layers = Set(parameters.filter { $0.expertCount != nil }.compactMap(\.layer)).sorted()
+        let layers = Set(parameters.filter { $0.expertCount != nil }.compactMap(\.weight.layer)).sorted()
         for (i, parameter) in parameters.enumerated() {
-            guard let count = parameter.expertCount, parameter.gradient.shape[0] == count, !pending.contains(i) else { continue }
-            let row = parameter.layer.flatMap(layers.firstIndex(of:))
+            guard let count = parameter.expertCount, parameter.gradient.shape[0] == count, !pending.contains(i) else {
+                continue
+            }
+            let row = parameter.weight.layer.flatMap(layers.firstIndex(of:))
             let load = layers.count == outcome.expertLoad_LE.count ? row.map { outcome.expertLoad_LE[$0] } : nil
             for expert in 0..<count {
                 blocks.count += 1
@@ -109,12 +115,14 @@ struct GradientAudit {
     }
 
     private func noGradient(_ parameter: Parameter, _ step: Int) -> MartletError {
-        let isA = parameter.nameOfB != nil
+        let isA = parameter.role == .a
         return MartletError(
             "a trained tensor gets no gradient", in: "step \(step), tensor '\(parameter.name)'",
             because: "all \(parameter.gradient.count) elements of its gradient are zero"
                 + (isA ? " although its B is not" : "") + "; training it would have no effect, silently",
-            fix: "take it out of the trained set ('target_modules', 'train_router'); if it belongs there, report this as a bug")
+            fix:
+                "take it out of the trained set ('target_modules', 'train_router'); if it belongs there, report this as a bug"
+        )
     }
 
     private func notFinite(_ parameter: Parameter, _ step: Int, _ outcome: StepOutcome) -> MartletError {
@@ -122,26 +130,5 @@ struct GradientAudit {
             "a gradient is not finite", in: "step \(step), tensor '\(parameter.name)' (the first of them)",
             because: "it holds an infinity or a NaN; the loss of the step is \(fixed(outcome.loss, 4))",
             fix: "lower 'learning_rate' or lengthen the warmup")
-    }
-}
-
-extension Parameter {
-    /// For a LoRA A, the name of its B.
-    var nameOfB: String? {
-        guard let range = name.firstRange(of: "lora_A") else { return nil }
-        return name.replacingCharacters("lora_B", in: range)
-    }
-
-    /// The decoder layer that the name tells.
-    var layer: Int? {
-        let parts = name.split(separator: ".")
-        guard let i = parts.firstIndex(of: "layers"), i + 1 < parts.count else { return nil }
-        return Int(parts[i + 1])
-    }
-}
-
-extension String {
-    fileprivate func replacingCharacters(_ new: String, in range: Range<String.Index>) -> String {
-        String(self[..<range.lowerBound]) + new + String(self[range.upperBound...])
     }
 }

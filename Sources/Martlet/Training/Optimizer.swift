@@ -1,12 +1,13 @@
-internal import MartletCore
+package import MartletCore
+package import MartletModel
 
 /// AdamW over all parameters, in their fixed order, with the gradients clipped to a global norm.
-struct Optimizer {
-    let settings: AdamWSettings
+package struct Optimizer {
+    package let settings: AdamWSettings
     /// 0: never clip.
-    let maxGradNorm: Double
+    package let maxGradNorm: Double
 
-    init(_ recipe: Recipe) {
+    package init(_ recipe: Recipe) {
         settings = AdamWSettings(
             beta1: Float(recipe.adamBeta1), beta2: Float(recipe.adamBeta2), epsilon: Float(recipe.adamEpsilon),
             weightDecay: Float(recipe.weightDecay))
@@ -14,24 +15,27 @@ struct Optimizer {
     }
 
     /// What gradients of this global norm are multiplied by, as torch's `clip_grad_norm_` does.
-    func clippingScale(forNorm norm: Double) -> Double {
+    package func clippingScale(forNorm norm: Double) -> Double {
         maxGradNorm > 0 ? min(1, maxGradNorm / (norm + 1e-6)) : 1
     }
 
     /// Makes update number `step` (from 1).
-    func update(_ parameters: [Parameter], gradientNorm: Double, step: Int, learningRate: Double, on backend: any Backend) {
+    package func update(
+        _ parameters: [Parameter], gradientNorm: Double, step: Int, learningRate: Double, on backend: any Backend
+    ) {
         let scale = Float(clippingScale(forNorm: gradientNorm))
         for parameter in parameters {
             var settings = settings
             if !parameter.isDecayed { settings.weightDecay = 0 }
             backend.adamW(
-                parameter.value, parameter.gradient, parameter.firstMoment, parameter.secondMoment, settings, step: step,
+                parameter.value, parameter.gradient, parameter.firstMoment, parameter.secondMoment, settings,
+                step: step,
                 learningRate: Float(learningRate), gradientScale: scale)
         }
     }
 }
 
 extension Parameter {
-    /// Norms and biases are not decayed, as in transformers' Trainer.
-    var isDecayed: Bool { group != "norms" && !name.hasSuffix(".bias") }
+    /// Norms are not decayed, as in transformers' Trainer.
+    var isDecayed: Bool { !weight.isNorm }
 }

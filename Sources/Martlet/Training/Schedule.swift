@@ -1,20 +1,20 @@
 internal import MartletCore
 
 /// The learning rate of each step, as transformers' `get_scheduler` counts: the first step of a warmup has rate 0.
-struct Schedule: Sendable {
-    var type: Recipe.SchedulerType
-    var peak: Double
-    var warmupSteps: Int
-    var totalSteps: Int
+package struct Schedule: Sendable {
+    package var type: Recipe.SchedulerType
+    package var peak: Double
+    package var warmupSteps: Int
+    package var totalSteps: Int
 
-    init(type: Recipe.SchedulerType, peak: Double, warmupSteps: Int, totalSteps: Int) {
+    package init(type: Recipe.SchedulerType, peak: Double, warmupSteps: Int, totalSteps: Int) {
         self.type = type
         self.peak = peak
         self.warmupSteps = warmupSteps
         self.totalSteps = totalSteps
     }
 
-    init(_ recipe: Recipe, totalSteps: Int) {
+    package init(_ recipe: Recipe, totalSteps: Int) {
         let fromRatio = Int((Double(totalSteps) * recipe.warmupRatio).rounded(.up))
         self.init(
             type: recipe.lrSchedulerType, peak: recipe.effectiveLearningRate,
@@ -22,7 +22,7 @@ struct Schedule: Sendable {
     }
 
     /// The rate of the step with this index, from 0.
-    func learningRate(at index: Int) -> Double {
+    package func learningRate(at index: Int) -> Double {
         if type != .constant, index < warmupSteps { return peak * (Double(index) / Double(max(1, warmupSteps))) }
         let length = Double(max(1, totalSteps - warmupSteps))
         return switch type {

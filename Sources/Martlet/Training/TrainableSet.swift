@@ -1,4 +1,5 @@
 internal import MartletCore
+internal import MartletModel
 
 /// The trained tensors by group, told before the first step.
 public struct TrainableSet: Sendable, Equatable {
@@ -35,7 +36,8 @@ public struct TrainableSet: Sendable, Equatable {
         var names = Set<String>()
         for parameter in parameters {
             guard names.insert(parameter.name).inserted else {
-                throw MartletError("two trained tensors have one name", in: "tensor '\(parameter.name)'", fix: "report this as a bug")
+                throw MartletError(
+                    "two trained tensors have one name", in: "tensor '\(parameter.name)'", fix: "report this as a bug")
             }
             let index = groups.firstIndex { $0.name == parameter.group } ?? groups.count
             if index == groups.count { groups.append(Group(name: parameter.group, tensorCount: 0, parameterCount: 0)) }

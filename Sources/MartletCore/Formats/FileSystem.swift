@@ -36,13 +36,16 @@ package enum FileSystem {
     }
 
     /// The whole file as bytes.
-    package static func read(_ path: String) throws(MartletError) -> [UInt8] { Array(try MappedFile(path).bytes) }
+    package static func read(_ path: String) throws(MartletError) -> [UInt8] {
+        let file = try MappedFile(path)
+        return withExtendedLifetime(file) { Array(file.bytes) }
+    }
 
     /// The JSON document in a file; errors name the file.
     package static func readJSON(_ path: String) throws(MartletError) -> JSON {
         let file = try MappedFile(path)
         do throws(MartletError) {
-            return try JSON(parsing: file.bytes)
+            return try withExtendedLifetime(file) { () throws(MartletError) in try JSON(parsing: file.bytes) }
         } catch {
             throw error.at(path)
         }
