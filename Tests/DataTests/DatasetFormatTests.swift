@@ -5,7 +5,9 @@ import Testing
 @Suite struct DatasetFormatTests {
     let scratch = Scratch()
 
-    func first(_ row: String, _ name: String = "a.jsonl", renderer: (any ConversationRenderer)? = ChatMLRenderer()) throws -> String {
+    func first(
+        _ row: String, _ name: String = "a.jsonl", renderer: (any ConversationRenderer)? = ChatMLRenderer()
+    ) throws -> String {
         try marked(try load(scratch.file(name, row), renderer: renderer))
     }
 
@@ -16,7 +18,8 @@ import Testing
             {"role":"user","content":"c"},{"role":"assistant","content":"dé"}]}
             """)
         #expect(
-            text == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n"
+            text
+                == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n"
                 + "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«dé<|im_end|>»\n")
     }
 
@@ -47,7 +50,8 @@ import Testing
         #expect(text.contains("user\nab<|im_end|>"))
         #expect(
             text.contains(
-                "«<think>t</think>[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"arguments\": {}}}]<|im_end|>»"))
+                "«<think>t</think>[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"arguments\": {}}}]<|im_end|>»"
+            ))
         #expect(text.contains("tool\nr<|im_end|>"))
     }
 
@@ -76,7 +80,8 @@ import Testing
     }
 
     @Test func alpaca() throws {
-        let with = #"{"instruction":"Add.","input":"1 2","output":"3"}"#, without = #"{"instruction":"Hi","output":"Ho"}"#
+        let with = #"{"instruction":"Add.","input":"1 2","output":"3"}"#,
+            without = #"{"instruction":"Hi","output":"Ho"}"#
         #expect(try first(with, renderer: nil) == "Add.\n\n1 2\n\n«3</s>»")
         #expect(try first(without, renderer: nil) == "Hi\n\n«Ho</s>»")
         #expect(try first(with) == "<|im_start|>user\nAdd.\n\n1 2<|im_end|>\n<|im_start|>assistant\n«3<|im_end|>»\n")
@@ -86,7 +91,8 @@ import Testing
 
     @Test func rawTextIsTrainedWholeWithEnd() throws {
         #expect(try first(#"{"text":"abc"}"#) == "«abc</s>»")
-        let bos = try load(scratch.file("b.jsonl", #"{"text":"abc"}"#), encoder: ByteEncoder(addsBos: true, addsEos: true))
+        let bos = try load(
+            scratch.file("b.jsonl", #"{"text":"abc"}"#), encoder: ByteEncoder(addsBos: true, addsEos: true))
         #expect(try bos.example(0).tokens == [258, 97, 98, 99, 259])
         let twice = try load(scratch.file("c.jsonl", #"{"text":"<s>abc"}"#), encoder: ByteEncoder(addsBos: true))
         #expect(try twice.example(0).tokens == [258, 97, 98, 99, 259])
@@ -103,7 +109,8 @@ import Testing
     }
 
     @Test func chatInCSVIsJSONText() throws {
-        let csv = "messages\r\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"a\"\"},{\"\"role\"\":\"\"assistant\"\",\"\"content\"\":\"\"b\"\"}]\"\r\n"
+        let csv =
+            "messages\r\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"a\"\"},{\"\"role\"\":\"\"assistant\"\",\"\"content\"\":\"\"b\"\"}]\"\r\n"
         #expect(try first(csv, "a.csv").hasSuffix("«b<|im_end|>»\n"))
     }
 
@@ -119,7 +126,8 @@ import Testing
     @Test func longExamplesAreCutDroppedOrSplit() throws {
         let path = scratch.file("a.jsonl", "{\"text\":\"abcdefghij\"}\n{\"text\":\"k\"}\n")
         let split = try load(path, maxLength: 4)
-        #expect(try (0..<split.count).map { try marked(split, $0) } == ["«abcd»", "d«efg»", "g«hij»", "j«</s>»", "«k</s>»"])
+        #expect(
+            try (0..<split.count).map { try marked(split, $0) } == ["«abcd»", "d«efg»", "g«hij»", "j«</s>»", "«k</s>»"])
         #expect(split.report.splitCount == 1 && split.report.trainedTokenCount == 10 + 1)
         let cut = try load(path, maxLength: 4) { $0.longExamples = .truncate }
         #expect(try (0..<cut.count).map { try marked(cut, $0) } == ["«abcd»", "«k</s>»"])

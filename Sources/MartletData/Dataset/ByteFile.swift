@@ -119,20 +119,26 @@ final class SpoolWriter {
     }
 
     func append(_ bytes: UnsafeRawBufferPointer) throws(MartletError) {
-        buffer.append(contentsOf: bytes)
-        if buffer.count >= 1 << 20 { try flush() }
+        if buffer.count + bytes.count >= 1 << 20 { try flush() }
+        if bytes.count < 1 << 20 { buffer.append(contentsOf: bytes) } else { try write(bytes) }
     }
 
     private func flush() throws(MartletError) {
+        var outcome: Result<Void, MartletError> = .success(())
+        buffer.withUnsafeBytes { bytes in outcome = Result { () throws(MartletError) in try write(bytes) } }
+        try outcome.get()
+        buffer.removeAll(keepingCapacity: true)
+    }
+
+    private func write(_ bytes: UnsafeRawBufferPointer) throws(MartletError) {
         var done = 0
-        while done < buffer.count {
-            let count = buffer.withUnsafeBytes { write(descriptor, $0.baseAddress.map { $0 + done }, $0.count - done) }
+        while done < bytes.count {
+            let count = systemWrite(descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done)
             if count < 0 && errno == EINTR { continue }
             guard count > 0 else { throw SpoolWriter.failure(folder) }
             done += count
         }
-        size += buffer.count
-        buffer.removeAll(keepingCapacity: true)
+        size += bytes.count
     }
 
     /// The file written so far, for reading. The writer is not used after this.
@@ -144,6 +150,10 @@ final class SpoolWriter {
     }
 
     deinit { if descriptor >= 0 { close(descriptor) } }
+}
+
+private func systemWrite(_ descriptor: Int32, _ bytes: UnsafeRawPointer?, _ count: Int) -> Int {
+    write(descriptor, bytes, count)
 }
 
 /// What the last failed system call says.

@@ -42,7 +42,9 @@ struct DatasetFile: Sendable {
         var rows = try DatasetFile.scan(bytes, kind, from: start, textDocuments)
         header = try DatasetFile.takeHeader(&rows, kind, bytes)
         places = rows
-        guard !places.isEmpty else { throw DatasetFile.empty(path) }
+        guard !places.isEmpty else {
+            throw DatasetFile.empty(path, header.isEmpty ? "it holds no more than white space" : "it has only a header")
+        }
     }
 
     var rowCount: Int { places.count }
@@ -110,6 +112,9 @@ struct DatasetFile: Sendable {
     private func relocated(_ error: MartletError, to place: RowPlace) -> MartletError {
         var copy = error
         copy.location = "\(path), line \(place.line)"
+        if kind == .jsonLines, error.problem == "not valid JSON" {
+            copy.remedy = "correct that line: each line must hold one complete JSON object"
+        }
         let words = (error.location ?? "").split(whereSeparator: { $0 == " " || $0 == "," })
         if words.count == 4, words[0] == "line", let line = Int(words[1]), let column = Int(words[3]) {
             copy.location = "\(path), line \(Int(place.line) + line - 1)" + (column > 0 ? ", column \(column)" : "")
@@ -119,8 +124,8 @@ struct DatasetFile: Sendable {
 }
 
 extension DatasetFile {
-    fileprivate static func empty(_ path: String) -> MartletError {
-        MartletError("the file has no rows", in: path, because: "it is empty", fix: "check the path and the file")
+    fileprivate static func empty(_ path: String, _ reason: String = "it is empty") -> MartletError {
+        MartletError("the file has no rows", in: path, because: reason, fix: "check the path and the file")
     }
 
     /// Refuses what is not UTF-8 text at a glance; returns where the text starts.

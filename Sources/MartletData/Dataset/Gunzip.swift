@@ -72,7 +72,8 @@ private final class Inflater {
             guard status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR else {
                 throw damaged(stream.pointee.msg.map { String(cString: $0) } ?? "zlib reports error \(status)")
             }
-            try spool.append(UnsafeRawBufferPointer(rebasing: output[..<(output.count - Int(stream.pointee.avail_out))]))
+            try spool.append(
+                UnsafeRawBufferPointer(rebasing: output[..<(output.count - Int(stream.pointee.avail_out))]))
             if status == Z_STREAM_END {
                 place = .betweenMembers
                 return

@@ -3,7 +3,7 @@
 /// the one filled last is taken, so one input has one result.
 ///
 /// Returns the items of each bin, in the order of placing. Every length must be at most `capacity`.
-func bestFitDecreasing(lengths: [Int], capacity: Int) -> [[Int]] {
+package func bestFitDecreasing(lengths: [Int], capacity: Int) -> [[Int]] {
     let order = lengths.indices.sorted { (lengths[$1], $0) < (lengths[$0], $1) }
     var bins: [[Int]] = []
     var open = OpenBins(capacity: capacity)
