@@ -29,11 +29,11 @@ struct MartletCommand: ParsableCommand {
             var command = try parseAsRoot()
             try command.run()
         } catch {
-            leave(after: error)
+            end(after: error)
         }
     }
 
-    private static func leave(after error: any Error) -> Never {
+    private static func end(after error: any Error) -> Never {
         if let code = error as? ExitCode { leave(code.rawValue) }
         if error is MartletError {
             Terminal.complain("\(error)")

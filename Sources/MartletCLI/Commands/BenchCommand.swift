@@ -17,7 +17,7 @@ struct BenchCommand: ParsableCommand {
                   martlet bench ops --only experts --only attention
                 """)
 
-        @Option(help: "wide, fine (128 small experts) or 30b (a layer of Qwen3-30B-A3B).") var shapes = OpBenchmark.Shapes.wide
+        @Option(help: "wide, fine (128 small experts) or 30b (a layer of Qwen3-30B-A3B).") var shapes = ShapesName.wide
         @Option(help: "Tokens of the tile.") var tokens = 512
         @Option(help: "Measure only this op. May be repeated.") var only: [String] = []
         @Option(help: "CPU threads (default: all cores).") var threads: Int?
@@ -25,7 +25,7 @@ struct BenchCommand: ParsableCommand {
 
         func run() throws {
             if !json { Terminal.say(OpBenchmark.header) }
-            let result = try OpBenchmark.run(shapes: shapes, tokens: tokens, only: only, threads: threads) { row in
+            let result = try OpBenchmark.run(shapes: shapes.shapes, tokens: tokens, only: only, threads: threads) { row in
                 if !json { Terminal.say(row.description) }
             }
             Terminal.say(json ? result.json : result.summary)
@@ -43,7 +43,7 @@ struct BenchCommand: ParsableCommand {
                 """)
 
         @Option(help: "Folder of a model.") var model: String?
-        @Option(help: "Without --model: a random model of this shape: wide, fine, 30b.") var preset = OpBenchmark.Shapes.wide
+        @Option(help: "Without --model: a random model of this shape: wide, fine, 30b.") var preset = ShapesName.wide
         @Option(help: "Layers of the random model.") var layers = 8
         @Option(help: "Tokens of a step, one sequence.") var tokens = 1024
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
@@ -57,7 +57,7 @@ struct BenchCommand: ParsableCommand {
 
         func run() throws {
             var settings = StepBenchmark.Settings()
-            (settings.model, settings.preset, settings.layers) = (model, preset, layers)
+            (settings.model, settings.preset, settings.layers) = (model, preset.shapes, layers)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
             (settings.threads, settings.tileTokens) = (threads, tileTokens)
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
@@ -73,7 +73,10 @@ struct BenchCommand: ParsableCommand {
     }
 }
 
-extension OpBenchmark.Shapes: ExpressibleByArgument {}
+enum ShapesName: String, ExpressibleByArgument, CaseIterable {
+    case wide, fine, qwen30b = "30b"
+    var shapes: OpBenchmark.Shapes { OpBenchmark.Shapes(rawValue: rawValue) ?? .wide }
+}
 
 struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
