@@ -116,8 +116,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
             let (isSound, detail) = try body()
             return Check(
                 name: name, isSound: isSound, detail: detail,
-                advice: isSound ? nil : "do not train here: numbers come out wrong. Try without the library (rename nothing, "
-                    + "uninstall libopenblas0) and report this with the processor's name")
+                advice: isSound ? nil : "do not train here: numbers come out wrong. Report this with the processor's name; "
+                    + "until then try without the library (apt-get remove libopenblas0)")
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }

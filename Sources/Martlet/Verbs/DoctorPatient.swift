@@ -61,29 +61,37 @@ struct Patient {
         )
     }
 
+    /// How far the slope that the gradient gives is from the one that the loss has, over the gradient's norm. Directions
+    /// in which a token changes its experts are left out: the loss has no slope there.
     private func apart(
         _ model: Model, _ members: [Int], _ gradients: [[Float]], _ random: inout RandomStream
     ) throws(MartletError) -> Double {
         let values = members.map { model.floats(model.parameters[$0].value) }
-        let directions = values.map { $0.map { _ in random.next() & 1 == 0 ? Float(1) : -1 } }
-        var slope = 0.0, size = 0.0
-        for (i, member) in members.enumerated() {
-            for (d, g) in zip(directions[i], gradients[member]) {
-                slope += Double(d) * Double(g)
-                size += Double(g) * Double(g)
+        let load = try model.evaluate(step).expertLoad_LE
+        let size = members.reduce(0.0) { $0 + gradients[$1].reduce(0.0) { $0 + Double($1) * Double($1) } }.squareRoot()
+        guard size > 0 else { return .infinity }
+        var distance = Float(min(5e-4, 2e-4 / size))
+        for _ in 0..<16 {
+            let directions = values.map { $0.map { _ in random.next() & 1 == 0 ? Float(1) : -1 } }
+            func outcome(at distance: Float) throws(MartletError) -> StepOutcome {
+                for (i, member) in members.enumerated() {
+                    let moved = zip(values[i], directions[i]).map { $0 + distance * $1 }
+                    model.upload(moved, into: model.parameters[member].value)
+                }
+                return try model.evaluate(step)
             }
-        }
-        let distance: Float = 0.0005
-        func loss(at sign: Float) throws(MartletError) -> Double {
-            for (i, member) in members.enumerated() {
-                let moved = zip(values[i], directions[i]).map { $0 + sign * distance * $1 }
-                model.upload(moved, into: model.parameters[member].value)
+            let above = try outcome(at: distance), below = try outcome(at: -distance)
+            for (i, member) in members.enumerated() { model.upload(values[i], into: model.parameters[member].value) }
+            guard above.expertLoad_LE == load, below.expertLoad_LE == load else {
+                distance *= 0.8
+                continue
             }
-            return try model.evaluate(step).loss
+            let slope = members.indices.reduce(0.0) { sum, i in
+                sum + zip(directions[i], gradients[members[i]]).reduce(0.0) { $0 + Double($1.0) * Double($1.1) }
+            }
+            return ((above.loss - below.loss) / Double(2 * distance) - slope).magnitude / size
         }
-        let difference = (try loss(at: 1) - (try loss(at: -1))) / Double(2 * distance)
-        for (i, member) in members.enumerated() { model.upload(values[i], into: model.parameters[member].value) }
-        return (difference - slope).magnitude / size.squareRoot()
+        return .infinity
     }
 }
 
