@@ -80,12 +80,14 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let plan = try planner.plan(
             stepTokens: step.tokenCount, maximumLength: step.tokenCount, tileTokens: settings.tileTokens,
             limit: settings.memoryLimit ?? ProcessMemory.availableByteCount * 9 / 10)
+        // Before the model is made: measuring a plan again would take the backend's scratch memory away from it.
+        let planned = planner.byteCount(plan)
         let model = try Model(checkpoint, modelSettings, plan, backend)
         var result = StepBenchmark(
             backend: backend.name, model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
             tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count }, stepSeconds: [],
             losses: [], flops: c.stepFlops(tokens: step.tokenCount, rank: settings.rank), peakGigaflops: 0,
-            plannedByteCount: planner.byteCount(plan), processByteCount: before, peakByteCount: 0, growthByteCount: 0,
+            plannedByteCount: planned, processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice: "tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         var first = 0
