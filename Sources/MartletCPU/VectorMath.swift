@@ -26,7 +26,7 @@ typealias Lanes = SIMD8<Float>
     return (y * power).replacing(with: 0, where: x .< -87.3)
 }
 
-@inline(__always) func exponential(_ x: Float) -> Float { exponential(Lanes(repeating: x))[0] }
+package func exponential(_ x: Float) -> Float { exponential(Lanes(repeating: x))[0] }
 
 /// 1 / (1 + e^-x).
 @inline(__always) func sigmoid(_ x: Lanes) -> Lanes { 1 / (1 + exponential(-x)) }

@@ -17,6 +17,8 @@ package final class Model {
     private var layerInSlot: [Int?]
     /// What the router losses of the current step have gathered.
     var routerSums = RouterSums()
+    /// Layers whose stored weights were found finite; they are decoded again in every pass.
+    private var checkedLayers: Set<Int> = []
     /// Distinguishes the dropout masks of steps; nil outside training.
     var dropoutStep: Int?
 
@@ -131,8 +133,10 @@ package final class Model {
             layerInSlot[slotIndex] = nil
             for weight in configuration.layerWeights(index) {
                 guard wholes[weight] == nil, let tensor = slot[weight.kind] else { continue }
-                try checkpoint.read(weight, into: tensor, using: backend)
+                try checkpoint.read(
+                    weight, into: tensor, using: backend, checksValues: !checkedLayers.contains(index))
             }
+            checkedLayers.insert(index)
             layerInSlot[slotIndex] = index
         }
         let epsilon = configuration.rmsEpsilon

@@ -64,7 +64,7 @@ struct ChatMLRenderer: ConversationRenderer {
             if content == "raise" { throw MartletError("the chat template refuses the conversation") }
             text += "<|im_start|>\(role)\n"
             let start = text.utf8.count
-            if let reasoning = message["reasoning_content"]?.string { text += "<think>\(reasoning)</think>" }
+            if let reasoning = message["thinking"]?.string { text += "<think>\(reasoning)</think>" }
             text += content
             if let calls = message["tool_calls"] { text += calls.text() }
             text += "<|im_end|>"

@@ -29,7 +29,7 @@ struct Golden: CustomTestStringConvertible {
     func shape(_ key: String) throws -> [Int] { try #require(reference[key], "no golden \(key)").shape }
 
     func integers(_ key: String) throws -> [Int32] {
-        try #require(reference[key], "no golden \(key)").bytes.withMemoryRebound(to: Int32.self) { Array($0) }
+        try #require(reference[key], "no golden \(key)").withBytes { Array($0.bindMemory(to: Int32.self)) }
     }
 
     /// The two sequences of the golden, one step; the labels count as transformers counts them.
@@ -79,7 +79,8 @@ func expectClose(
     }
     for i in actual.indices where !((actual[i] - expected[i]).magnitude <= tolerance) {
         Issue.record(
-            "\(what): element \(i) is \(actual[i]), expected \(expected[i]) within \(tolerance)", sourceLocation: sourceLocation)
+            "\(what): element \(i) is \(actual[i]), expected \(expected[i]) within \(tolerance)",
+            sourceLocation: sourceLocation)
         return
     }
 }

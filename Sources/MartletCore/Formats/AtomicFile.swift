@@ -67,7 +67,7 @@ package final class AtomicFile {
     /// Copies a file.
     package static func copy(_ source: String, to path: String) throws(MartletError) {
         let mapped = try MappedFile(source), file = try AtomicFile(path)
-        try withExtendedLifetime(mapped) { () throws(MartletError) in try file.write(mapped.bytes) }
+        try mapped.withBytes { (bytes) throws(MartletError) in try file.write(bytes) }
         try file.commit()
     }
 }

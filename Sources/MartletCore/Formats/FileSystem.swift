@@ -37,15 +37,14 @@ package enum FileSystem {
 
     /// The whole file as bytes.
     package static func read(_ path: String) throws(MartletError) -> [UInt8] {
-        let file = try MappedFile(path)
-        return withExtendedLifetime(file) { Array(file.bytes) }
+        try MappedFile(path).withBytes(Array.init)
     }
 
     /// The JSON document in a file; errors name the file.
     package static func readJSON(_ path: String) throws(MartletError) -> JSON {
         let file = try MappedFile(path)
         do throws(MartletError) {
-            return try withExtendedLifetime(file) { () throws(MartletError) in try JSON(parsing: file.bytes) }
+            return try file.withBytes { (bytes) throws(MartletError) in try JSON(parsing: bytes) }
         } catch {
             throw error.at(path)
         }

@@ -41,8 +41,9 @@ package final class MappedFile: Sendable {
         if byteCount > 0 { munmap(UnsafeMutableRawPointer(bitPattern: address), byteCount) }
     }
 
-    /// The contents; valid as long as this object lives.
-    package var bytes: UnsafeRawBufferPointer {
-        UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: address), count: byteCount)
+    /// The contents, mapped while `body` runs.
+    package func withBytes<T, E>(_ body: (UnsafeRawBufferPointer) throws(E) -> T) throws(E) -> T {
+        defer { withExtendedLifetime(self) {} }
+        return try body(UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: address), count: byteCount))
     }
 }

@@ -11,8 +11,10 @@ package struct HostTensor: Sendable {
     package var count: Int { shape.reduce(1, *) }
     package var byteCount: Int { range.count }
 
-    /// The elements, row-major, little-endian; not necessarily aligned. Valid as long as `file` lives.
-    package var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(rebasing: file.bytes[range]) }
+    /// The elements, row-major, little-endian, not necessarily aligned; mapped while `body` runs.
+    package func withBytes<T, E>(_ body: (UnsafeRawBufferPointer) throws(E) -> T) throws(E) -> T {
+        try file.withBytes { (bytes) throws(E) in try body(UnsafeRawBufferPointer(rebasing: bytes[range])) }
+    }
 
     /// Where the tensor stands, for error messages.
     package var location: String { "\(file.path), tensor '\(name)'" }
@@ -31,13 +33,13 @@ package struct HostTensor: Sendable {
     package func floats() throws(MartletError) -> [Float] {
         let dtype = try floatDType()
         return [Float](unsafeUninitializedCapacity: count) { buffer, initialized in
-            convertToFloat(bytes, as: dtype, into: buffer)
+            withBytes { convertToFloat($0, as: dtype, into: buffer) }
             initialized = count
         }
     }
 
     /// Whether an element is infinite or not a number.
-    package var hasNonFinite: Bool { dtype.map { containsNonFinite(bytes, as: $0) } ?? false }
+    package var hasNonFinite: Bool { dtype.map { dtype in withBytes { containsNonFinite($0, as: dtype) } } ?? false }
 }
 
 /// A safetensors file (github.com/huggingface/safetensors): 8 bytes of little-endian header length, a JSON header of
@@ -74,7 +76,10 @@ private struct SafeTensorsHeader {
 
     init(_ file: MappedFile) throws(MartletError) {
         self.file = file
-        let bytes = file.bytes
+        try file.withBytes { (bytes) throws(MartletError) in try parse(bytes) }
+    }
+
+    private mutating func parse(_ bytes: UnsafeRawBufferPointer) throws(MartletError) {
         if let disguise = recognizedDisguise(bytes) { throw disguise }
         guard bytes.count >= 8 else {
             throw damaged("it is \(bytes.count) bytes long, shorter than the 8 bytes of its header's length")

@@ -2,8 +2,8 @@ import MartletCore
 
 private let chatRoles = ["system", "developer", "user", "assistant", "tool"]
 
-/// Checks one message and makes it uniform: `content` is a string or null (parts of text are joined), reasoning stands
-/// under every name that templates read, and keys with null are dropped.
+/// Checks one message and makes it uniform: `content` is a string or null (parts of text are joined), and keys
+/// with null are dropped.
 func chatMessage(_ message: JSON, number: Int) throws(MartletError) -> JSON {
     guard let object = message.object else {
         throw MartletError(
@@ -14,34 +14,33 @@ func chatMessage(_ message: JSON, number: Int) throws(MartletError) -> JSON {
         throw unknownRole(object["role"], key: "role", number: number, known: chatRoles)
     }
     var result: JSONObject = ["role": .string(role)]
-    let reasoning = try reasoningText(object, number: number)
+    let hasReasoning = try checkReasoning(object, number: number)
     let calls = try toolCalls(object["tool_calls"], number: number)
     let content = try contentText(object["content"], number: number)
-    guard content != nil || calls != nil || reasoning != nil else {
+    guard content != nil || calls != nil || hasReasoning else {
         throw MartletError(
             "a message has no content", because: "message \(number) (\(role)) has neither content nor tool_calls",
             fix: "give it a string, or a list of {\"type\": \"text\", \"text\": ...}")
     }
     result["content"] = content.map(JSON.string) ?? .null
     for (key, value) in object where result[key] == nil && !value.isNull { result[key] = value }
-    if let reasoning { for key in reasoningKeys { result[key] = .string(reasoning) } }
-    if let calls { result["tool_calls"] = calls } else { result["tool_calls"] = nil }
+    result["tool_calls"] = calls
     return .object(result)
 }
 
-private let reasoningKeys = ["reasoning_content", "reasoning", "thinking"]
-
-private func reasoningText(_ message: JSONObject, number: Int) throws(MartletError) -> String? {
-    for key in reasoningKeys {
+/// Whether the message holds reasoning, under any of its names.
+private func checkReasoning(_ message: JSONObject, number: Int) throws(MartletError) -> Bool {
+    var found = false
+    for key in ["reasoning_content", "reasoning", "thinking"] {
         guard let value = message[key], !value.isNull else { continue }
-        guard let text = value.string else {
+        guard value.string != nil else {
             throw MartletError(
                 "a message's reasoning is not a string", because: "'\(key)' of message \(number) is \(value.kind)",
                 fix: "make it a string")
         }
-        return text
+        found = true
     }
-    return nil
+    return found
 }
 
 private func contentText(_ content: JSON?, number: Int) throws(MartletError) -> String? {

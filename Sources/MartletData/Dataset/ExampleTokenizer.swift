@@ -16,11 +16,11 @@ struct ExampleTokenizer: Sendable {
         switch example {
         case .conversation(let conversation): return try tokenize(conversation)
         case .completion(let prompt, let completion, let separator):
-            guard renderer != nil else { return plain(prompt + separator, completion) }
+            guard renderer != nil else { return try plain(prompt + separator, completion) }
             let user: JSON = ["role": "user", "content": .string(prompt)]
             let assistant: JSON = ["role": "assistant", "content": .string(completion)]
             return try tokenize(Conversation(messages: [user, assistant], firstTrained: 1))
-        case .text(let text, let starts, let ends): return plain("", text, starts: starts, ends: ends, trainsAll: true)
+        case .text(let text, let starts, let ends): return try plain("", text, starts: starts, ends: ends, trainsAll: true)
         }
     }
 
@@ -35,7 +35,7 @@ struct ExampleTokenizer: Sendable {
         let rendered = try renderer.render(
             messages: conversation.messages, tools: conversation.tools, variables: conversation.variables, spans: wanted
         )
-        let (ids, ranges) = encoder.encodeWithOffsets(rendered.text, addsSpecialTokens: false)
+        let (ids, ranges) = try encoder.encodeWithOffsets(rendered.text, addsSpecialTokens: false)
         guard loss != .all else { return TokenizedExample(tokens: ids, isTrained: ids.map { _ in true }) }
         let spans = loss == .assistant ? try trainedSpans(rendered, conversation) : rendered.assistantSpans
         return TokenizedExample(tokens: ids, isTrained: ExampleTokenizer.mask(ranges, spans))
@@ -73,9 +73,9 @@ struct ExampleTokenizer: Sendable {
     /// Text without a template: the tokenizer's own start token if it has one, the text, an end-of-text token.
     private func plain(
         _ prompt: String, _ completion: String, starts: Bool = true, ends: Bool = true, trainsAll: Bool = false
-    ) -> TokenizedExample {
+    ) throws(MartletError) -> TokenizedExample {
         let promptEnd = prompt.utf8.count
-        var (ids, ranges) = encoder.encodeWithOffsets(prompt + completion, addsSpecialTokens: starts)
+        var (ids, ranges) = try encoder.encodeWithOffsets(prompt + completion, addsSpecialTokens: starts)
         if let bos = encoder.bosID, ids.count >= 2, ids[0] == bos, ids[1] == bos {
             ids.removeFirst()
             ranges.removeFirst()

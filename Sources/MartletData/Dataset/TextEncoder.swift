@@ -6,7 +6,9 @@ package protocol TextEncoder: Sendable {
     var eosID: Int32? { get }
     /// The token ids of `text`, and of each the bytes (UTF-8) of `text` it stands for; an id that stands for none (an
     /// added special token) has an empty range.
-    func encodeWithOffsets(_ text: String, addsSpecialTokens: Bool) -> (ids: [Int32], ranges: [Range<Int>])
+    func encodeWithOffsets(
+        _ text: String, addsSpecialTokens: Bool
+    ) throws(MartletError) -> (ids: [Int32], ranges: [Range<Int>])
     func decode(_ ids: [Int32], skipsSpecialTokens: Bool) -> String
 }
 

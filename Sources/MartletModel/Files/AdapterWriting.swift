@@ -13,7 +13,8 @@ extension Adapter {
     package func write(
         to folder: String, for configuration: ModelConfiguration, layout: Layout = .fused, dtype: DType = .float32
     ) throws(MartletError) {
-        let written = withUniformRank()
+        var written = withUniformRank()
+        if layout == .perExpert { written.completeExperts(configuration) }
         let names = try AdapterNames(configuration)
         var tensors: [String: (description: TensorDescription, values: [Float])] = [:]
         func put(_ module: String, _ pair: LoRAMatrices) {
@@ -32,7 +33,7 @@ extension Adapter {
                 put(fusedModule(weight, names), pair.fusedForDisk)
             }
         }
-        let (modules, parameters) = targets(names, layout)
+        let (modules, parameters) = written.targets(names, layout)
         try FileSystem.makeFolder(folder)
         try SafeTensorsWriter.write(
             tensors.values.map(\.description).sorted { $0.name < $1.name },
@@ -40,7 +41,7 @@ extension Adapter {
         ) { (tensor, sink) throws(MartletError) in
             try sink.write(tensors[tensor.name]?.values ?? [])
         }
-        let json = written.settings.json(targetModules: modules, targetParameters: parameters)
+        let json = written.settings(for: layout).json(targetModules: modules, targetParameters: parameters)
         try AtomicFile.write(json.text(.pretty) + "\n", to: FileSystem.join(folder, "adapter_config.json"))
     }
 
@@ -53,6 +54,27 @@ extension Adapter {
         adapter.settings.rank = rank
         adapter.matrices = matrices.mapValues { $0.padded(to: rank) }
         return adapter
+    }
+
+    /// PEFT loses separate pairs of gate and up if there are none of down; ones of zero change nothing.
+    private mutating func completeExperts(_ configuration: ModelConfiguration) {
+        for case .expertsGateUp(let layer) in matrices.keys where matrices[.expertsDown(layer)] == nil {
+            let shape = configuration.shape(of: .expertsDown(layer))
+            let e = shape[0], o = shape[1], i = shape[2], r = settings.rank
+            matrices[.expertsDown(layer)] = LoRAMatrices(
+                a: [Float](repeating: 0, count: e * r * i), aShape: [e, r, i],
+                b: [Float](repeating: 0, count: e * o * r), bShape: [e, o, r])
+        }
+    }
+
+    /// PEFT fuses separate pairs to twice the rank and alpha, which rsLoRA would scale by sqrt(2) too much; alpha / rank says
+    /// the same without it.
+    private func settings(for layout: Layout) -> AdapterSettings {
+        guard layout == .perExpert, settings.usesRSLoRA else { return settings }
+        var plain = settings
+        plain.usesRSLoRA = false
+        plain.alpha = settings.scale(rank: settings.rank) * Double(settings.rank)
+        return plain
     }
 
     /// PEFT nests its wrappers: of two targets gate_up is the inner one, which its key says with "base_layer".

@@ -2,14 +2,16 @@ package import MartletCore
 
 extension Checkpoint {
     /// Fills `destination`, of the weight's shape, from disk, converting to its dtype. A value that is infinite or not a
-    /// number is an error that names the stored tensor.
-    package func read(_ weight: Weight, into destination: Tensor, using backend: any Backend) throws(MartletError) {
+    /// number is an error that names the stored tensor; whoever reads a weight again may skip that check.
+    package func read(
+        _ weight: Weight, into destination: Tensor, using backend: any Backend, checksValues: Bool = true
+    ) throws(MartletError) {
         let shape = configuration.shape(of: weight)
         precondition(
             destination.shape.count == shape.count, "\(weight) is \(shape), the destination \(destination.shape)")
         for (part, tensor) in try parts(of: weight) {
             let dtype = try tensor.floatDType(), columns = part.columnCount
-            guard !tensor.hasNonFinite else { throw nonFinite(tensor) }
+            guard !checksValues || !tensor.hasNonFinite else { throw nonFinite(tensor) }
             let table = destination.reshaped([shape.count / columns, columns])
             if part.isTransposed {
                 let matrixRows = part.matrixRowCount
@@ -51,8 +53,10 @@ extension Checkpoint {
                     gatherRows(tensor, part, dtype, first..<first + wanted.count, into: destination)
                 } else {
                     let rowBytes = columns * dtype.byteCount
-                    let bytes = tensor.bytes[first * rowBytes..<(first + wanted.count) * rowBytes]
-                    convertToFloat(UnsafeRawBufferPointer(rebasing: bytes), as: dtype, into: destination)
+                    tensor.withBytes {
+                        let bytes = $0[first * rowBytes..<(first + wanted.count) * rowBytes]
+                        convertToFloat(UnsafeRawBufferPointer(rebasing: bytes), as: dtype, into: destination)
+                    }
                 }
             }
         }
@@ -72,12 +76,13 @@ private func nonFinite(_ tensor: HostTensor) -> MartletError {
 
 /// The tensor's bytes at an address that suits its dtype: a copy where the file laid it out otherwise.
 private func withAlignedBytes(_ tensor: HostTensor, _ dtype: DType, _ body: (UnsafeRawBufferPointer) -> Void) {
-    let bytes = tensor.bytes
-    guard UInt(bitPattern: bytes.baseAddress) % UInt(dtype.byteCount) != 0 else { return body(bytes) }
-    let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 64)
-    defer { copy.deallocate() }
-    copy.copyMemory(from: bytes)
-    body(UnsafeRawBufferPointer(copy))
+    tensor.withBytes { bytes in
+        guard UInt(bitPattern: bytes.baseAddress) % UInt(dtype.byteCount) != 0 else { return body(bytes) }
+        let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 64)
+        defer { copy.deallocate() }
+        copy.copyMemory(from: bytes)
+        body(UnsafeRawBufferPointer(copy))
+    }
 }
 
 /// Calls `body` with each matrix of a stack [n, columns, rows], turned into [rows, columns].
@@ -88,14 +93,16 @@ private func forEachTransposedMatrix(
     let size = tensor.byteCount / max(tensor.count, 1), matrixBytes = rows * columns * size
     let turned = UnsafeMutableRawBufferPointer.allocate(byteCount: matrixBytes, alignment: 64)
     defer { turned.deallocate() }
-    for matrix in 0..<part.rowCount / rows {
-        let source = UnsafeRawBufferPointer(rebasing: tensor.bytes[matrix * matrixBytes..<(matrix + 1) * matrixBytes])
-        if size == 2 {
-            transpose(source, into: turned, rows: rows, columns: columns, of: UInt16.self)
-        } else {
-            transpose(source, into: turned, rows: rows, columns: columns, of: UInt32.self)
+    tensor.withBytes { bytes in
+        for matrix in 0..<part.rowCount / rows {
+            let source = UnsafeRawBufferPointer(rebasing: bytes[matrix * matrixBytes..<(matrix + 1) * matrixBytes])
+            if size == 2 {
+                transpose(source, into: turned, rows: rows, columns: columns, of: UInt16.self)
+            } else {
+                transpose(source, into: turned, rows: rows, columns: columns, of: UInt32.self)
+            }
+            body(matrix, UnsafeRawBufferPointer(turned))
         }
-        body(matrix, UnsafeRawBufferPointer(turned))
     }
 }
 
@@ -122,17 +129,19 @@ private func gatherRows(
     _ tensor: HostTensor, _ part: WeightPart, _ dtype: DType, _ wanted: Range<Int>,
     into destination: UnsafeMutableBufferPointer<Float>
 ) {
-    let rows = part.matrixRowCount, columns = part.columnCount, size = dtype.byteCount, bytes = tensor.bytes
+    let rows = part.matrixRowCount, columns = part.columnCount, size = dtype.byteCount
     let line = UnsafeMutableRawBufferPointer.allocate(byteCount: columns * size, alignment: 64)
     defer { line.deallocate() }
-    for (i, row) in wanted.enumerated() {
-        let start = row / rows * rows * columns + row % rows
-        for column in 0..<columns {
-            let element = (start + column * rows) * size
-            UnsafeMutableRawBufferPointer(rebasing: line[column * size..<(column + 1) * size])
-                .copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[element..<element + size]))
+    tensor.withBytes { bytes in
+        for (i, row) in wanted.enumerated() {
+            let start = row / rows * rows * columns + row % rows
+            for column in 0..<columns {
+                let element = (start + column * rows) * size
+                UnsafeMutableRawBufferPointer(rebasing: line[column * size..<(column + 1) * size])
+                    .copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[element..<element + size]))
+            }
+            let target = UnsafeMutableBufferPointer(rebasing: destination[i * columns..<(i + 1) * columns])
+            convertToFloat(UnsafeRawBufferPointer(line), as: dtype, into: target)
         }
-        let target = UnsafeMutableBufferPointer(rebasing: destination[i * columns..<(i + 1) * columns])
-        convertToFloat(UnsafeRawBufferPointer(line), as: dtype, into: target)
     }
 }
