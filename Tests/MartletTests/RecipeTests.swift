@@ -79,6 +79,7 @@ private let minimal = "model: /models/tiny\ndataset: data.jsonl\n"
         ("method: full\nlora_r: 16", "'lora_r' has no effect", 4),
         ("method: full\ntarget_modules: all-linear", "'target_modules' has no effect", 4),
         ("method: full\nexport: fused", "'fused' cannot be written", 4),
+        ("train_router: true\nexport: fused", "'fused' would lose the trained routers", 4),
         ("router_aux_loss_coef: 0.01", "'router_aux_loss_coef' has no effect", 3),
         ("router_z_loss_coef: 0.01", "'router_z_loss_coef' has no effect", 3),
         ("num_train_epochs: 1\nmax_steps: 5", "'num_train_epochs' has no effect", 3),

@@ -60,10 +60,7 @@ struct CheckpointFiles {
     }
 
     private func upload(_ pairs: [(source: HostTensor, tensor: Tensor)]) {
-        // The sources' bytes are mapped only as long as the sources live.
-        withExtendedLifetime(pairs) {
-            for (source, tensor) in pairs { backend.upload(source.bytes, as: tensor.dtype, into: tensor) }
-        }
+        for (source, tensor) in pairs { source.withBytes { backend.upload($0, as: tensor.dtype, into: tensor) } }
     }
 
     private func matched(

@@ -137,7 +137,7 @@ extension Recipe {
 
     /// The shape of a dataset row.
     public enum DatasetFormat: String, Sendable, CaseIterable {
-        case auto, messages, sharegpt, alpaca, text
+        case auto, chat, sharegpt, alpaca, text
         case promptCompletion = "prompt_completion"
     }
 
@@ -167,8 +167,8 @@ extension Recipe {
     /// ``learningRate``, or the method's default.
     public var effectiveLearningRate: Double { learningRate ?? (method == .lora ? 2e-4 : 1e-5) }
 
-    /// ``export``, or the method's default.
-    public var effectiveExport: [ExportLayout] { export ?? (method == .lora ? [.fused] : [.merged]) }
+    /// ``export``, or what the run's result fits in: an adapter cannot hold whole weights.
+    public var effectiveExport: [ExportLayout] { export ?? (method == .lora && !trainRouter ? [.fused] : [.merged]) }
 
     /// The recipe with every default that depends on other keys filled in.
     package var resolved: Recipe {

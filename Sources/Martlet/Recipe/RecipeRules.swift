@@ -54,7 +54,15 @@ extension Recipe {
     }
 
     private func checkRouter() throws(MartletError) {
-        guard !trainRouter else { return }
+        if trainRouter {
+            for layout in export ?? [] where layout != .merged {
+                throw refusal(
+                    "export", "'\(layout.rawValue)' would lose the trained routers",
+                    because: "train_router is true, and an adapter file cannot hold whole weights",
+                    fix: "write 'export: [merged]', or delete 'train_router'")
+            }
+            return
+        }
         for key in ["router_aux_loss_coef", "router_z_loss_coef"] where gives(key) {
             throw withoutEffect(
                 key, because: "train_router is false: the routers are frozen",

@@ -92,7 +92,8 @@ extension RecipeKey {
         .text(
             "resume", \.resume, "auto: from the newest checkpoint in output_dir; never; or the folder of a checkpoint"),
         .choices(
-            "export", \.export, default: "fused for lora, merged for full", "forms in which the result is written"),
+            "export", \.export, default: "fused for an adapter, merged where whole weights are trained",
+            "forms in which the result is written"),
     ]
 
     private static let machineKeys: [RecipeKey] = [

@@ -4,7 +4,8 @@ internal import MartletCore
 struct HeatMap {
     var title: String
     var rows: [[Double]]
-    /// The value of full colour.
+    /// The values of no colour and of full colour.
+    var bottom = 0.0
     var top: Double
     var rowName: String
     var columnName: String
@@ -14,16 +15,16 @@ struct HeatMap {
     var marksZero = false
 
     private let levelCount = 12
-    private let width = 720.0
+    private let width = 1000.0
     private let left = 46.0
 
     func svg() -> String {
         guard let columns = rows.first?.count, columns > 0 else { return "" }
         let cellWidth = (width - left - 8) / Double(columns)
-        let cellHeight = min(max(220 / Double(rows.count), 6), 22)
+        let cellHeight = min(max(280 / Double(rows.count), 7), 24)
         let height = Double(rows.count) * cellHeight
         var out =
-            "<svg viewBox=\"0 0 \(text(width)) \(text(height + 40))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
+            "<svg class=\"wide\" viewBox=\"0 0 \(text(width)) \(text(height + 40))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
         out += "<rect class=\"frame\" x=\"\(text(left))\" y=\"4\" width=\"\(text(cellWidth * Double(columns)))\""
         out += " height=\"\(text(height))\"/>"
         out += "<g transform=\"translate(\(text(left)) 4) scale(\(fixed(cellWidth, 4)) \(fixed(cellHeight, 4)))\">"
@@ -39,7 +40,7 @@ struct HeatMap {
                 if value == 0, marksZero {
                     zeros += cell
                 } else {
-                    let level = Int((min(max(value / top, 0), 1) * Double(levelCount)).rounded())
+                    let level = Int((strength(value) * Double(levelCount)).rounded())
                     if level > 0 { paths[level] += cell }
                 }
             }
@@ -71,11 +72,12 @@ struct HeatMap {
     func legend(zero: String, _ values: [(Double, String)]) -> String {
         var items = marksZero ? ["<span><i class=\"cell\" style=\"background:var(--warn)\"></i>\(zero)</span>"] : []
         for (value, name) in values {
-            let opacity = fixed(min(max(value / top, 0), 1), 2)
+            let opacity = fixed(strength(value), 2)
             items.append("<span><i class=\"cell\"><b style=\"opacity:\(opacity)\"></b></i>\(HTML.escape(name))</span>")
         }
         return "<p class=\"legend\">\(items.joined())</p>"
     }
 
+    private func strength(_ value: Double) -> Double { min(max((value - bottom) / (top - bottom), 0), 1) }
     private func text(_ value: Double) -> String { NumberText.trimmed(fixed(value, 1)) }
 }

@@ -13,8 +13,8 @@ struct LineChart {
 
     var title: String
     var series: [Series]
-    var width = 720.0
-    var height = 280.0
+    var width = 1000.0
+    var height = 320.0
     var includesZero = false
     var label: (Double) -> String = NumberText.short
 
@@ -30,7 +30,7 @@ struct LineChart {
         let x = Axis(points.map(\.x), tickCount: width > 500 ? 8 : 4, isRounded: false)
         let y = Axis(points.map(\.y), tickCount: height > 220 ? 5 : 3, includesZero: includesZero)
         var out =
-            "<svg viewBox=\"0 0 \(whole(width)) \(whole(height))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
+            "<svg\(width > 500 ? " class=\"wide\"" : "") viewBox=\"0 0 \(whole(width)) \(whole(height))\" role=\"img\" aria-label=\"\(HTML.escape(title))\">"
         out += axes(x, y)
         for series in series { out += draw(series, x, y) }
         return out + "</svg>"
@@ -100,7 +100,7 @@ extension Array where Element == (x: Double, y: Double) {
 
     /// Exponential moving average without the bias of its start; the longer the run, the smoother.
     func smoothed() -> Self {
-        let weight = 1 - 2 / (Swift.max(Double(count) / 20, 1) + 1)
+        let weight = 1 - 2 / (Swift.max(Double(count) / 40, 1) + 1)
         var average = 0.0, total = 0.0
         return map { point in
             average = weight * average + (1 - weight) * point.y

@@ -39,7 +39,8 @@ struct ReportPage {
                     name: "validation", look: .points, color: "orange",
                     points: content.curve("eval_loss").thinned(to: 200)),
             ])
-        return HTML.section("Loss", chart.svg() + chart.legend(), note: "Mean over the tokens that count, in nats.")
+        return HTML.section(
+            "Loss", scrolling(chart.svg()) + chart.legend(), note: "Mean over the tokens that count, in nats.")
     }
 
     private var smallCharts: String {
@@ -78,7 +79,7 @@ struct ReportPage {
             + (idle == 0 ? "Every expert got tokens." : "\(idle) of \(load.count * expertCount) experts got none.")
         let legend = map.legend(
             zero: "no token", [(0.5, "half the mean"), (1, "the mean"), (2, "twice"), (3, "three times or more")])
-        return HTML.section("Expert load", map.svg() + legend, note: note) + balance
+        return HTML.section("Expert load", scrolling(map.svg()) + legend, note: note) + balance
     }
 
     /// The busiest expert of each layer over time.
@@ -93,14 +94,18 @@ struct ReportPage {
                     / Double(part.count)
             }
         }
-        let top = max(rows.joined().max() ?? 1, 1)
+        let top = max(rows.joined().max() ?? 1, 1.1)
         let map = HeatMap(
-            title: "Busiest expert", rows: rows, top: top, rowName: "sparse layer", columnName: "step",
+            title: "Busiest expert", rows: rows, bottom: 1, top: top, rowName: "sparse layer", columnName: "step",
             columnRange: (first.step, last.step))
         let legend = map.legend(zero: "", [(1, "1, balanced"), (top, NumberText.short(top) + ", the most here")])
         return HTML.section(
-            "Balance over time", map.svg() + legend, note: "Load of the busiest expert over the mean of its layer.")
+            "Balance over time", scrolling(map.svg()) + legend,
+            note: "Load of the busiest expert over the mean of its layer.")
     }
+
+    /// On a narrow screen a wide picture is moved under the window, not shrunk.
+    private func scrolling(_ svg: String) -> String { svg.isEmpty ? "" : "<div class=\"scroll\">\(svg)</div>" }
 
     // MARK: Tables
 
@@ -125,7 +130,7 @@ struct ReportPage {
         guard !rows.isEmpty else { return "" }
         let hasNotes = rows.contains { $0.note != nil }
         let cells = rows.map { [$0.name, $0.value] + (hasNotes ? [$0.note ?? ""] : []) }
-        return HTML.section(title, HTML.table([], cells, numbers: [1], sumsUp: sumsUp))
+        return HTML.section(title, HTML.table([], cells, numbers: sumsUp ? [1] : [], sumsUp: sumsUp))
     }
 
     // MARK: Texts

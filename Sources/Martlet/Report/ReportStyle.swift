@@ -13,12 +13,13 @@ enum ReportStyle {
         h3{font-size:14px;margin:0 0 6px;color:var(--muted);font-weight:600}
         .sub,.note{color:var(--muted);margin:0 0 12px}
         section{margin-top:34px}
-        .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;margin-top:20px}
+        .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:10px;margin-top:20px}
         .tile{background:var(--panel);border-radius:10px;padding:12px 14px}
         .tile b{display:block;font-size:20px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
         .tile span{color:var(--muted);font-size:13px}
         .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:18px}
         svg{display:block;width:100%;height:auto;font-size:11.5px;font-variant-numeric:tabular-nums}
+        svg.wide{min-width:640px}
         svg text{fill:var(--muted)}
         .grid{stroke:var(--line);stroke-width:1}
         .axis{stroke:var(--muted);stroke-width:1}
@@ -32,12 +33,15 @@ enum ReportStyle {
         .legend i{display:inline-block;width:18px;height:3px;border-radius:2px;background:var(--c)}
         .legend i.faint{opacity:.35}
         .legend i.points{width:8px;height:8px;border-radius:50%}
-        .legend i.cell{width:14px;height:14px;background:var(--panel);border-radius:3px;overflow:hidden}
+        .legend i.cell{width:14px;height:14px;background:var(--panel);border-radius:3px;overflow:hidden;outline:1px solid var(--line)}
         .legend i.cell b{display:block;width:100%;height:100%;background:var(--heat)}
         .scroll{overflow-x:auto}
         table{border-collapse:collapse;width:100%;font-size:14px}
         th,td{text-align:left;padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
         th{color:var(--muted);font-weight:600;font-size:13px}
+        td:first-child{white-space:nowrap}
+        td:last-child{width:50%}
+        .n:last-child{width:auto}
         .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
         .sum td{font-weight:650;border-bottom:0}
         pre{background:var(--panel);border-radius:10px;padding:14px;overflow-x:auto;font-size:13px;line-height:1.45;margin:0;\

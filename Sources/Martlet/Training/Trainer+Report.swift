@@ -3,13 +3,8 @@ internal import MartletCore
 extension Trainer {
     func overview(resumedFrom checkpoint: String?) -> TrainingOverview {
         TrainingOverview(
-            memory: memoryRows, trainable: trainable, data: parts.data, totalSteps: totalSteps,
+            memory: parts.memory.overviewRows, trainable: trainable, data: parts.data, totalSteps: totalSteps,
             stepsPerEpoch: parts.training.stepsPerEpoch, doneSteps: state.step, resumedFrom: checkpoint)
-    }
-
-    private var memoryRows: [TrainingOverview.Row] {
-        parts.memory.rows.map { .init($0.name, formatBytes($0.byteCount), note: $0.note) }
-            + [.init("total", formatBytes(parts.memory.byteCount))]
     }
 
     /// Writes report.html and returns its path.
@@ -18,8 +13,9 @@ extension Trainer {
         let content = ReportContent(
             title: "Fine-tuning of \(FileSystem.name(of: recipe.model))", subtitle: subtitle(end),
             tiles: tiles(metrics),
-            metrics: metrics, load: loadWindow, memory: memoryRows, trainable: trainable, data: parts.data,
-            facts: parts.facts + exports.map { .init("written", $0) }, samples: parts.samples, notes: notes,
+            metrics: metrics, load: loadWindow, memory: parts.memory.overviewRows, trainable: trainable,
+            data: parts.data,
+            facts: parts.facts + exports.map { .init("written", $0) }, samples: try parts.samples(), notes: notes,
             recipe: recipe.yaml)
         let path = FileSystem.join(recipe.outputDir, "report.html")
         try AtomicFile.write(ReportPage(content: content).html, to: path)
@@ -56,5 +52,12 @@ extension Trainer {
                 "parameters trained, \(NumberText.percent(trainable.share))", NumberText.count(trainable.parameterCount)
             ))
         return tiles
+    }
+}
+
+extension MemoryPlan {
+    /// The table as people read it, the sum last.
+    var overviewRows: [TrainingOverview.Row] {
+        rows.map { .init($0.name, formatBytes($0.byteCount), note: $0.note) } + [.init("total", formatBytes(byteCount))]
     }
 }

@@ -14,8 +14,8 @@ package struct TrainingParts {
     package var facts: [TrainingOverview.Row]
     /// Writes the result into the output folder, returns what was written.
     package var export: (_ outputFolder: String) throws(MartletError) -> [String]
-    /// Texts generated before and after, for the report.
-    package var samples: [ReportSample] = []
+    /// Texts generated before and after, for the report; asked for at the end.
+    package var samples: () throws(MartletError) -> [ReportSample] = { () throws(MartletError) in [] }
 
     package init(
         model: any TrainableModel, training: any StepSource, validation: (any StepSource)? = nil, memory: MemoryPlan,
