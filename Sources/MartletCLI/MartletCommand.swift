@@ -15,10 +15,11 @@ struct MartletCommand: ParsableCommand {
               martlet train recipe.yaml                        train, export, check
               martlet generate MODEL --adapter output/adapter --chat "Hello"
 
-            'martlet help recipe' lists every key of a recipe.
+            'martlet recipe' lists every key of a recipe.
             """,
         version: martletVersion,
         subcommands: [
+            TrainCommand.self, PlanCommand.self,
             EvalCommand.self, GenerateCommand.self, MergeCommand.self,
             ExportAdapterCommand.self, InspectCommand.self, LogitsCommand.self, InitCommand.self, BenchCommand.self,
             DoctorCommand.self, RecipeCommand.self,

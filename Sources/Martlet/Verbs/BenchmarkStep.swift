@@ -65,7 +65,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
 
     /// Runs the steps.
     public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
-        let made = settings.model == nil ? try TemporaryFolder("martlet-bench") : nil
+        let made = settings.model == nil ? try ScratchFolder("martlet-bench") : nil
         if let made {
             try RandomCheckpoint(
                 configuration: .benchmark(settings.preset, layers: settings.layers), seed: 0, standardDeviation: 0.04

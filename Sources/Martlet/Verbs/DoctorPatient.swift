@@ -4,7 +4,7 @@ internal import MartletModel
 
 /// A tiny mixture-of-experts model and a step of awkward sizes, on which the arithmetic is examined.
 struct Patient {
-    private let folder: TemporaryFolder
+    private let folder: ScratchFolder
     private let step: PackedStep
     private let plan: ExecutionPlan
 
@@ -15,7 +15,7 @@ struct Patient {
             tiesEmbeddings: false,
             experts: .init(expertCount: 5, expertsPerToken: 2, innerSize: 14, normalizesTopK: true),
             isSparse: [true, false, true])
-        folder = try TemporaryFolder("martlet-doctor")
+        folder = try ScratchFolder("martlet-doctor")
         try RandomCheckpoint(configuration: configuration, seed: 11, standardDeviation: 0.3, dtype: .float32)
             .write(to: folder.path, replaces: true)
         var random = RandomStream(seed: 5), step = PackedStep()
@@ -96,7 +96,7 @@ struct Patient {
 }
 
 /// A folder of its own under the system's temporary folder, removed with this object.
-final class TemporaryFolder {
+final class ScratchFolder {
     let path: String
 
     init(_ name: String) throws(MartletError) {

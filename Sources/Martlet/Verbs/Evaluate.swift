@@ -41,7 +41,7 @@ public struct Evaluation: Sendable, Equatable, CustomStringConvertible {
         progress: (Double) -> Void = { _ in }
     ) throws(MartletError) -> Evaluation {
         let checkpoint = try Checkpoint(folder: folder)
-        let text = try ModelText(folder: folder, checkpoint.configuration)
+        let text = try FolderText(folder: folder, checkpoint.configuration)
         let data = try dataset.tokenized(settings, text)
         let adapter = try adapter.map { (path) throws(MartletError) in
             try Adapter(folder: path, for: checkpoint.configuration)
@@ -91,7 +91,7 @@ public struct Evaluation: Sendable, Equatable, CustomStringConvertible {
 }
 
 extension [String] {
-    fileprivate func tokenized(_ settings: Evaluation.Settings, _ text: ModelText) throws(MartletError) -> TokenizedDataset {
+    fileprivate func tokenized(_ settings: Evaluation.Settings, _ text: FolderText) throws(MartletError) -> TokenizedDataset {
         var data = DatasetSettings(maxLength: settings.maxLength)
         if let name = settings.loss {
             guard let scope = LossScope(rawValue: name) else {
@@ -101,6 +101,6 @@ extension [String] {
             }
             data.loss = scope
         }
-        return try TokenizedDataset(paths: self, settings: data, encoder: text.tokenizer, renderer: text.template)
+        return try TokenizedDataset(paths: self, settings: data, encoder: text.tokenizer, renderer: text.renderer)
     }
 }

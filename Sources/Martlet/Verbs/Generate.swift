@@ -50,7 +50,7 @@ public final class TextGenerator {
     }
 
     private let model: Model
-    private let text: ModelText
+    private let text: FolderText
 
     /// Reads a model folder, and an adapter to apply; `context` tokens fit, prompt and answer together.
     public init(model folder: String, adapter: String? = nil, context: Int = 2048, threads: Int? = nil) throws(MartletError) {
@@ -61,7 +61,7 @@ public final class TextGenerator {
                 "the context cannot be \(context) tokens", in: "--context",
                 because: "the model's longest is \(limit) (max_position_embeddings)", fix: "give 2 to \(limit)")
         }
-        text = try ModelText(folder: folder, checkpoint.configuration)
+        text = try FolderText(folder: folder, checkpoint.configuration)
         let adapter = try adapter.map { (path) throws(MartletError) in
             try Adapter(folder: path, for: checkpoint.configuration)
         }

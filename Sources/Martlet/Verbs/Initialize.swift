@@ -40,9 +40,9 @@ public struct Initialization: Sendable {
     /// Writes the folder; it appears complete or not at all. Returns what it is, in a line.
     public static func run(into out: String, settings: Settings = Settings()) throws(MartletError) -> String {
         try settings.validate()
-        let scratch = try TemporaryFolder("martlet-init")
-        let count = try settings.writeTokenizer(into: scratch.path)
-        let configuration = settings.configuration(vocabulary: count)
+        let scratch = try ScratchFolder("martlet-init")
+        let tokenizer = try settings.writeTokenizer(into: scratch.path)
+        let configuration = settings.configuration(tokenizer)
         // The same checks that reading the folder later makes.
         _ = try ModelConfiguration(json: configuration.json(dtype: settings.dtype))
         try RandomCheckpoint(
@@ -51,7 +51,7 @@ public struct Initialization: Sendable {
         ).write(to: out, tokenizerFolder: scratch.path)
         let active = configuration.experts == nil ? "" : ", \(formatCount(configuration.activeParameterCount)) active a token"
         return "\(out): \(configuration.modelType), \(formatCount(configuration.parameterCount)) parameters\(active), "
-            + "vocabulary \(count)"
+            + "vocabulary \(configuration.vocabularyCount)"
     }
 }
 
@@ -78,19 +78,19 @@ extension Initialization.Settings {
         try require(standardDeviation > 0 && standardDeviation < 10, "std", standardDeviation, "a number above 0 and below 10")
     }
 
-    fileprivate func configuration(vocabulary: Int) -> ModelConfiguration {
+    fileprivate func configuration(_ tokenizer: Tokenizer) -> ModelConfiguration {
         ModelConfiguration(
             modelType: experts == 0 ? "qwen3" : "qwen3_moe", hiddenSize: hidden, layerCount: layers,
-            vocabularyCount: vocabulary, queryHeadCount: heads, keyValueHeadCount: keyValueHeads, headSize: headSize,
+            vocabularyCount: tokenizer.vocabularyCount, queryHeadCount: heads, keyValueHeadCount: keyValueHeads, headSize: headSize,
             denseInnerSize: denseInner, ropeTheta: 10000, maximumPositions: context, tiesEmbeddings: tiesEmbeddings,
             experts: experts == 0
                 ? nil
                 : .init(expertCount: experts, expertsPerToken: expertsPerToken, innerSize: expertInner, normalizesTopK: true),
-            isSparse: [Bool](repeating: experts > 0, count: layers), endTokens: [0])
+            isSparse: [Bool](repeating: experts > 0, count: layers), endTokens: tokenizer.eosID.map { [Int($0)] } ?? [])
     }
 
-    /// tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json; returns the token count.
-    fileprivate func writeTokenizer(into folder: String) throws(MartletError) -> Int {
+    /// tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json.
+    fileprivate func writeTokenizer(into folder: String) throws(MartletError) -> Tokenizer {
         var source = ""
         if let text {
             source = String(decoding: try FileSystem.read(text), as: UTF8.self)
@@ -98,8 +98,9 @@ extension Initialization.Settings {
                 throw MartletError("the text is empty", in: text, because: "no tokenizer can be learned from it", fix: "give another --text")
             }
         }
-        let specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-        let trained = try BPETrainer(vocabularyCount: vocabulary, specialTokens: specials).train(on: source)
+        let trained = try BPETrainer.train(
+            texts: source.isEmpty ? [] : [source], vocabularyCount: text == nil ? 259 : vocabulary,
+            specialTokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map { ($0, isSpecial: true) })
         func write(_ name: String, _ text: String) throws(MartletError) {
             try AtomicFile.write(text, to: FileSystem.join(folder, name))
         }
@@ -113,7 +114,7 @@ extension Initialization.Settings {
         let tokenizer = try Tokenizer(folder: folder)
         let ends = ["<|endoftext|>", "<|im_end|>"].compactMap { tokenizer.id(of: $0).map { JSON.integer(Int($0)) } }
         try write("generation_config.json", JSON.object(["eos_token_id": .array(ends)]).text(.pretty) + "\n")
-        return tokenizer.vocabularyCount
+        return tokenizer
     }
 }
 

@@ -60,10 +60,10 @@ private func inspectDataset(_ path: String, _ settings: Inspection.Settings) thr
                 + "a model's tokenizer and chat template",
             fix: "give --model FOLDER")
     }
-    let text = try ModelText(folder: folder, try Checkpoint.configuration(of: folder))
+    let text = try FolderText(folder: folder, try Checkpoint.configuration(of: folder))
     let dataset = try TokenizedDataset(
         paths: [path], settings: DatasetSettings(maxLength: settings.maxLength), encoder: text.tokenizer,
-        renderer: text.template)
+        renderer: text.renderer)
     var rows: [Inspection.Row] = []
     for index in 0..<min(max(0, settings.rowCount), dataset.count) {
         let row = try dataset.inspect(index)

@@ -3,17 +3,30 @@ internal import MartletData
 internal import MartletModel
 
 /// The text side of a model folder: its tokenizer, its chat template if it has one, and the tokens that end an answer.
-struct ModelText: Sendable {
+struct FolderText: Sendable {
     let tokenizer: Tokenizer
     /// nil where the model has no chat template.
     let template: ChatTemplate?
+    /// The template as datasets use it.
+    let renderer: ChatRenderer?
     /// Generation stops at any of these.
     let endTokens: Set<Int32>
 
     init(folder: String, _ configuration: ModelConfiguration) throws(MartletError) {
         tokenizer = try Tokenizer(folder: folder)
-        template = try ModelText.hasTemplate(folder) ? ChatTemplate(folder: folder) : nil
-        endTokens = try ModelText.endTokens(folder, configuration).union(tokenizer.eosID.map { [$0] } ?? [])
+        let endTokens = try FolderText.endTokens(folder, configuration).union(tokenizer.eosID.map { [$0] } ?? [])
+        let template = try FolderText.hasTemplate(folder) ? ChatTemplate(folder: folder) : nil
+        let endOfTurn = endTokens.sorted().compactMap(tokenizer.token(of:))
+        renderer = try template.map { (template) throws(MartletError) in
+            try ChatRenderer(template, endOfTurn: endOfTurn)
+        }
+        self.template = template
+        self.endTokens = endTokens
+    }
+
+    /// The text side of a folder whose configuration has not been read.
+    init(folder: String) throws(MartletError) {
+        try self.init(folder: folder, try Checkpoint.configuration(of: folder))
     }
 
     private static func hasTemplate(_ folder: String) throws(MartletError) -> Bool {
