@@ -5,7 +5,9 @@ import Testing
 @testable import MartletData
 
 /// What transformers' own renderer makes of the same templates (tools/goldens/templates.py).
-struct TemplateGoldens {
+struct TemplateGoldens: Sendable {
+    static let shared = Result { try TemplateGoldens() }
+
     let root: JSON
     var cases: [JSON] { root["cases"]?.array ?? [] }
 
@@ -44,7 +46,7 @@ struct TemplateGoldens {
 
 @Suite struct TemplateGoldenTests {
     @Test func rendersWhatTransformersRenders() throws {
-        let goldens = try TemplateGoldens()
+        let goldens = try TemplateGoldens.shared.get()
         #expect(goldens.cases.count > 1000)
         for record in goldens.cases { check(record, goldens) }
     }

@@ -56,7 +56,7 @@ package struct ChatTemplate: Sendable {
         values.append(("add_generation_prompt", .bool(addsGenerationPrompt)))
         for (name, value) in variables { values.append((name, TemplateValue(value))) }
         let program = tools != nil ? toolProgram ?? program : program
-        return try TemplateInterpreter(program, variables: values, clock: now, limits: limits).render()
+        return try TemplateInterpreter(program, variables: values, clock: now, limits: limits).render(conversation)
     }
 
     /// Renders a conversation given as one JSON list.

@@ -1,3 +1,5 @@
+internal import MartletCore
+
 /// A conversation as text, and which parts of it came from which message.
 package struct Rendering: Sendable {
     package let text: String
@@ -7,12 +9,15 @@ package struct Rendering: Sendable {
     /// do not overlap, and text written outside such loops is in none of them.
     package let messageSpans: [(message: Int, range: Range<Int>)]
 
+    /// The messages as the template saw them.
+    let messages: [JSONObject]
     /// Whether the template marks the assistant's text itself.
     let hasGenerationBlocks: Bool
     let trace: MessageTrace
 
-    init(text: String, trace: MessageTrace, hasGenerationBlocks: Bool) {
+    init(text: String, messages: [JSONObject], trace: MessageTrace, hasGenerationBlocks: Bool) {
         self.text = text
+        self.messages = messages
         self.trace = trace
         self.hasGenerationBlocks = hasGenerationBlocks
         generationSpans = trace.generationSpans

@@ -42,14 +42,14 @@ final class TemplateInterpreter {
         scope = Scope(parent: context)
     }
 
-    func render() throws(MartletError) -> Rendering {
+    func render(_ messages: [JSONObject]) throws(MartletError) -> Rendering {
         defer {
             for scope in scopes { scope.removeAll() }
             for namespace in namespaces { namespace.attributes = [] }
         }
         _ = try execute(program.body)
         trace.changeOwner(to: nil, at: out.utf8.count)
-        return Rendering(text: out, trace: trace, hasGenerationBlocks: program.hasGenerationBlocks)
+        return Rendering(text: out, messages: messages, trace: trace, hasGenerationBlocks: program.hasGenerationBlocks)
     }
 
     func makeNamespace() -> NamespaceBox {

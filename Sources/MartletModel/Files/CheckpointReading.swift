@@ -22,6 +22,7 @@ extension Checkpoint {
             } else {
                 withAlignedBytes(tensor, dtype) { backend.upload($0, as: dtype, into: table.rows(part.rows)) }
             }
+            tensor.releasePages()
         }
     }
 
