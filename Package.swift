@@ -55,7 +55,9 @@ let package = Package(
         .target(name: "MartletTestSupport", dependencies: ["MartletCore"], path: "Tests/MartletTestSupport", swiftSettings: strict),
         .testTarget(name: "CoreTests", dependencies: ["MartletCore", "MartletTestSupport"], swiftSettings: strict),
         .testTarget(name: "CPUTests", dependencies: ["MartletCPU", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
-        .testTarget(name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"],
+            resources: [.copy("TemplateGoldens")], swiftSettings: strict),
         .testTarget(
             name: "ModelTests", dependencies: ["MartletModel", "MartletCPU", "MartletCore", "MartletTestSupport"],
             resources: [.copy("ModelGoldens")],
