@@ -41,7 +41,9 @@ final class Trainer {
         audit = GradientAudit(parameters)
         files = CheckpointFiles(parameters: parameters, backend: parts.model.backend)
         store = CheckpointStore(folder: recipe.outputDir)
-        state = TrainerState(recipe: recipe, totalSteps: totalSteps, dataFingerprint: parts.training.fingerprint)
+        let fingerprints = [parts.training.fingerprint, parts.validation?.fingerprint].compactMap { $0 }
+        state = TrainerState(
+            recipe: recipe, totalSteps: totalSteps, dataFingerprint: fingerprints.joined(separator: " "))
     }
 
     /// Counted as transformers counts: a started step is a step.
