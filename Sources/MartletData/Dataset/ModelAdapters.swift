@@ -1,0 +1,3 @@
+package import MartletCore
+
+extension Tokenizer: TextEncoder {}
