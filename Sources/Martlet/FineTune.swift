@@ -23,9 +23,9 @@ public final class FineTune: Sendable {
         self.recipe = recipe
     }
 
-    /// The memory table of the run, without starting it; the last row is the sum.
-    public func memoryPlan() throws(MartletError) -> [TrainingOverview.Row] {
-        try Assembly(recipe: recipe).memoryPlan().overviewRows
+    /// What the run would do and need, without starting it. Reads the dataset, but no weight.
+    public func plan() throws(MartletError) -> RunPlan {
+        try Assembly(recipe: recipe).plan(try Assembly.ModelText(folder: recipe.model))
     }
 
     /// Asks the run to finish its step, save and leave; safe from any thread and from a signal handler.

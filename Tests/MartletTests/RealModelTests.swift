@@ -91,7 +91,7 @@ import Testing
 
     @Test func thePlanIsKnownBefore() throws {
         let tiny = try TinyRun()
-        let rows = try FineTune(recipe: tiny.recipe()).memoryPlan()
-        #expect(rows.last?.name == "total" && rows.count > 4)
+        let plan = try Assembly(recipe: tiny.recipe()).plan(Assembly.ModelText(encoder: Characters(), renderer: nil))
+        #expect(plan.memory.count > 4 && plan.arenaByteCount > 0 && plan.totalSteps > 0)
     }
 }

@@ -115,7 +115,7 @@ import Testing
         let folder = try TemporaryFolder()
         try runToy(toyRecipe(folder), model: try ToyModel())
         let changed = toyRecipe(folder) {
-            $0.weightDecay = 0.5; $0.loraR = 3; $0.saveSteps = 3; $0.threads = 1
+            $0.weightDecay = 0.5; $0.loraR = 3; $0.saveSteps = 3; $0.threads = 1; $0.dataset = ["moved.jsonl"]
         }
         let error = try #require(errorOf { try runToy(changed, model: try ToyModel()) })
         #expect(error.problem == "the recipe has changed since the checkpoint was written")

@@ -61,14 +61,6 @@ package struct Assembly {
         return checkpoint
     }
 
-    private func makePlan(
-        _ planner: Planner, stepTokens: Int, longest: Int
-    ) throws(MartletError) -> ExecutionPlan {
-        try planner.plan(
-            stepTokens: stepTokens, maximumLength: longest, tileTokens: recipe.tileTokens,
-            limit: recipe.memoryLimit ?? Machine.plannableMemory)
-    }
-
     /// The most tokens of a step.
     private func stepTokens() throws(MartletError) -> Int {
         var product = recipe.maxLength
@@ -87,30 +79,50 @@ package struct Assembly {
 
     // MARK: The parts
 
-    /// The memory table for full steps, without reading the dataset or any weight.
-    package func memoryPlan() throws(MartletError) -> MemoryPlan {
-        let checkpoint = try openCheckpoint(), backend = CPUBackend(threads: recipe.threads)
-        let planner = Planner(checkpoint.configuration, try settings(checkpoint.configuration), backend)
-        return planner.table(try makePlan(planner, stepTokens: try stepTokens(), longest: recipe.maxLength))
+    /// What is known before any memory is taken: what `plan` tells, and what a run starts from.
+    struct Prepared {
+        let checkpoint: Checkpoint
+        let settings: ModelSettings
+        let backend: CPUBackend
+        let data: AssembledData
+        let plan: ExecutionPlan
+        let memory: MemoryPlan
+        /// Bytes that the plan may use.
+        let limit: Int
+        /// What will be trained; without memory.
+        let parameters: [Parameter]
+        /// Numbers in the whole model, the trained ones included.
+        let totalParameterCount: Int
     }
 
-    /// Everything, ready for the first step. Data comes before the model, so that a bad row is found before memory is taken.
-    package func parts(_ text: ModelText) throws(MartletError) -> TrainingParts {
+    /// Data comes before the model, so that a bad row is found before memory is taken.
+    func prepare(_ text: ModelText) throws(MartletError) -> Prepared {
         let checkpoint = try openCheckpoint(), configuration = checkpoint.configuration
         let settings = try settings(configuration), backend = CPUBackend(threads: recipe.threads)
-        let data = try AssembledData(recipe, text)
+        let data = try AssembledData(recipe, text), limit = recipe.memoryLimit ?? Machine.plannableMemory
         let planner = Planner(configuration, settings, backend)
-        let plan = try makePlan(
-            planner, stepTokens: min(try stepTokens(), data.tokenCount), longest: max(data.longestExample, 2))
-        // Before the model: measuring again would take the backend's scratch memory away from it.
-        let memory = planner.table(plan)
-        let model = try Model(checkpoint, settings, plan, backend)
-        let base = configuration.weights.reduce(0) { $0 + configuration.shape(of: $1).count }
-        let added = model.parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
-        let export = ModelExport(recipe: recipe, checkpoint: checkpoint, model: model)
+        let plan = try planner.plan(
+            stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
+            tileTokens: recipe.tileTokens, limit: limit)
+        let parameters = planner.parameters
+        let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
+        return Prepared(
+            checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
+            memory: planner.table(plan), limit: limit, parameters: parameters,
+            totalParameterCount: configuration.parameterCount + added)
+    }
+
+    /// What the run would do and need.
+    package func plan(_ text: ModelText) throws(MartletError) -> RunPlan { try RunPlan(recipe, try prepare(text)) }
+
+    /// Everything, ready for the first step.
+    package func parts(_ text: ModelText) throws(MartletError) -> TrainingParts {
+        let run = try prepare(text)
+        let model = try Model(run.checkpoint, run.settings, run.plan, run.backend)
+        let export = ModelExport(recipe: recipe, checkpoint: run.checkpoint, model: model)
         return TrainingParts(
-            model: model, training: data.training, validation: data.validation, memory: memory,
-            totalParameterCount: base + added, data: data.rows, facts: facts(model),
+            model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
+            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
     }
 

@@ -33,17 +33,6 @@ final class AppendFile {
     }
 }
 
-/// The most memory this process has had resident, in bytes.
-func peakMemoryByteCount() -> Int {
-    var usage = rusage()
-    #if canImport(Glibc)
-    // Linux counts in KiB, Darwin in bytes.
-    return getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage) == 0 ? Int(usage.ru_maxrss) * 1024 : 0
-    #else
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? Int(usage.ru_maxrss) : 0
-    #endif
-}
-
 /// Seconds since 1970, for TensorBoard.
 func wallClock() -> Double {
     var now = timespec()

@@ -14,7 +14,7 @@ extension Recipe {
         do { text = try String(contentsOfFile: path, encoding: .utf8) } catch {
             throw MartletError(
                 "cannot read the recipe", in: path, because: "there is no such file, or it is not UTF-8 text",
-                fix: "check the path; `martlet help recipe` lists the keys of a recipe")
+                fix: "check the path; `martlet recipe` lists the keys of a recipe")
         }
         let name = path.split(separator: "/").last.map(String.init) ?? path
         try self.init(yaml: text, name: name, overrides: overrides)
@@ -59,12 +59,12 @@ extension Recipe {
             throw MartletError(
                 "a recipe has no key '\(name)'", in: place,
                 because: "only known keys are read, so that no setting is silently ignored",
-                fix: close.map { "did you mean '\($0)'?" } ?? "`martlet help recipe` lists the keys")
+                fix: close.map { "did you mean '\($0)'?" } ?? "`martlet recipe` lists the keys")
         }
         do { try key.read(&self, value) } catch {
             throw MartletError(
                 "'\(name)' cannot be \(value.kind)", in: place, because: "it takes \(error.wanted)",
-                fix: error.remedy ?? "`martlet help recipe` explains every key")
+                fix: error.remedy ?? "`martlet recipe` explains every key")
         }
         places[name] = value.isNull ? nil : place
     }

@@ -5,10 +5,15 @@ extension RecipeKey {
         keys.map { key in
             var key = key
             key.section = section
-            key.isFixedForResume = isFixed
+            key.isFixedForResume = isFixed && !toldByFingerprint.contains(key.name)
             return key
         }
     }
+
+    /// These may move or be renamed: the fingerprint of the data tells whether they came to something else.
+    private static let toldByFingerprint: Set<String> = [
+        "dataset", "dataset_format", "columns", "eval_dataset", "skip_bad_rows",
+    ]
 
     /// Title, whether a run may not be resumed with other values, and the keys.
     private static let sections: [(String, Bool, [RecipeKey])] = [

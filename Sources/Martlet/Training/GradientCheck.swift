@@ -43,11 +43,15 @@ public struct GradientCheck: Sendable, Equatable, CustomStringConvertible {
 ///
 /// y = W x + B (A x), with B = 0 at first: then dB = dy (A x)^T is not zero and dA = B^T dy x^T is. So every B must have a
 /// gradient at step 1, and every A at the first step whose B is not zero: step 2, or later if a warmup starts at rate 0.
+/// The A of experts may need more steps: the experts of step 2 may be others than those whose B step 1 has moved.
 struct GradientAudit {
     private let parameters: [Parameter]
     /// For each LoRA A, the index of its B.
     private let partner: [Int: Int]
     private var pending: Set<Int>
+    /// For how many steps an A has had no gradient although its B is not zero.
+    private var overdue: [Int: Int] = [:]
+    private static let expertPatience = 8
     private var blocks = Blocks()
     private var isFirst = true
 
@@ -86,9 +90,12 @@ struct GradientAudit {
         return (total.squareRoot(), isNews ? check(step) : nil)
     }
 
-    /// Whether zero is the right gradient: an A whose B is zero.
-    private func isWaiting(_ i: Int, on backend: any Backend) -> Bool {
-        partner[i].map { backend.sumOfSquares(parameters[$0].value) == 0 } ?? false
+    /// Whether zero may be the right gradient: an A whose B is zero, or, of experts, not zero for long.
+    private mutating func isWaiting(_ i: Int, on backend: any Backend) -> Bool {
+        guard let b = partner[i] else { return false }
+        if backend.sumOfSquares(parameters[b].value) == 0 { return true }
+        overdue[i, default: 0] += 1
+        return parameters[i].expertCount != nil && overdue[i, default: 0] < GradientAudit.expertPatience
     }
 
     private mutating func countBlocks(_ outcome: StepOutcome, on backend: any Backend) {

@@ -41,11 +41,13 @@ final class Trainer {
         audit = GradientAudit(parameters)
         files = CheckpointFiles(parameters: parameters, backend: parts.model.backend)
         store = CheckpointStore(folder: recipe.outputDir)
-        state = TrainerState(recipe: recipe, totalSteps: totalSteps, dataFingerprint: parts.training.fingerprint)
+        let fingerprints = [parts.training.fingerprint, parts.validation?.fingerprint].compactMap { $0 }
+        state = TrainerState(
+            recipe: recipe, totalSteps: totalSteps, dataFingerprint: fingerprints.joined(separator: " "))
     }
 
     /// Counted as transformers counts: a started step is a step.
-    private static func totalSteps(_ recipe: Recipe, stepsPerEpoch: Int) throws(MartletError) -> Int {
+    static func totalSteps(_ recipe: Recipe, stepsPerEpoch: Int) throws(MartletError) -> Int {
         guard stepsPerEpoch > 0 else {
             throw MartletError("the dataset holds no step", because: "no example is left", fix: "check the data report")
         }
@@ -114,7 +116,7 @@ final class Trainer {
         let row = StepMetrics(
             step: state.step, epoch: epoch, loss: outcome.loss, gradientNorm: norm, learningRate: rate,
             stepTokenCount: step.tokenCount, tokenCount: state.tokenCount, stepSeconds: (clock.now - began).inSeconds,
-            peakMemoryByteCount: peakMemoryByteCount(), auxiliaryLoss: outcome.auxiliaryLoss, zLoss: outcome.zLoss,
+            peakMemoryByteCount: ProcessMemory.peakByteCount, auxiliaryLoss: outcome.auxiliaryLoss, zLoss: outcome.zLoss,
             expertLoadMaxOverMean: outcome.loadMaxOverMean, routerEntropy: outcome.routerEntropy_L)
         if state.step == 1 || state.step == totalSteps || state.step % recipe.loggingSteps == 0 {
             try metrics?.append(row.json)

@@ -75,6 +75,11 @@ package struct Planner {
         return MemoryPlan(rows: rows)
     }
 
+    /// What will be trained, without memory behind it.
+    package var parameters: [Parameter] {
+        Trainables(configuration, settings, in: .measuring(), backend.computeDType).parameters
+    }
+
     package func byteCount(_ plan: ExecutionPlan) -> Int { measure(plan).byteCount }
 
     private func measure(_ plan: ExecutionPlan) -> Arena {
