@@ -55,7 +55,9 @@ struct Characters: TextEncoder {
     var bosID: Int32? { nil }
     var eosID: Int32? { 0 }
 
-    func encodeWithOffsets(_ text: String, addsSpecialTokens: Bool) -> (ids: [Int32], ranges: [Range<Int>]) {
+    func encodeWithOffsets(
+        _ text: String, addsSpecialTokens: Bool
+    ) throws(MartletError) -> (ids: [Int32], ranges: [Range<Int>]) {
         let ids = text.utf8.map { Int32($0 % 63) + 1 }
         return (ids, ids.indices.map { $0..<$0 + 1 })
     }
