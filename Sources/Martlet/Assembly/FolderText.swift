@@ -8,7 +8,7 @@ struct FolderText: Sendable {
     /// nil where the model has no chat template.
     let template: ChatTemplate?
     /// The template as datasets use it.
-    let renderer: ChatRenderer?
+    let renderer: TemplateRenderer?
     /// Generation stops at any of these.
     let endTokens: Set<Int32>
 
@@ -18,7 +18,7 @@ struct FolderText: Sendable {
         let template = try FolderText.hasTemplate(folder) ? ChatTemplate(folder: folder) : nil
         let endOfTurn = endTokens.sorted().compactMap(tokenizer.token(of:))
         renderer = try template.map { (template) throws(MartletError) in
-            try ChatRenderer(template, endOfTurn: endOfTurn)
+            try TemplateRenderer(template: template, endOfTurn: endOfTurn)
         }
         self.template = template
         self.endTokens = endTokens

@@ -9,4 +9,3 @@ extension Assembly.ModelText {
     }
 }
 
-extension Tokenizer: TextEncoder {}
