@@ -47,7 +47,7 @@ struct TemplateGoldens: Sendable {
 @Suite struct TemplateGoldenTests {
     @Test func rendersWhatTransformersRenders() throws {
         let goldens = try TemplateGoldens.shared.get()
-        #expect(goldens.cases.count > 1000)
+        #expect(goldens.cases.count > 500)
         for record in goldens.cases { check(record, goldens) }
     }
 

@@ -56,7 +56,9 @@ package struct ChatTemplate: Sendable {
         values.append(("add_generation_prompt", .bool(addsGenerationPrompt)))
         for (name, value) in variables { values.append((name, TemplateValue(value))) }
         let program = tools != nil ? toolProgram ?? program : program
-        return try TemplateInterpreter(program, variables: values, clock: now, limits: limits).render(conversation)
+        let steps = limits.steps(for: conversation, [tools ?? .null, .object(variables)])
+        return try TemplateInterpreter(program, variables: values, clock: now, limits: limits, steps: steps)
+            .render(conversation)
     }
 
     /// Renders a conversation given as one JSON list.

@@ -8,6 +8,7 @@ final class TemplateInterpreter {
     /// The line being rendered, for errors.
     var line = 1
     var depth = 0
+    let stepLimit: Int
     var stepsLeft: Int
     var scope: Scope
     /// The text written so far, of the rendering or of the innermost capture.
@@ -23,12 +24,13 @@ final class TemplateInterpreter {
 
     init(
         _ program: TemplateProgram, variables: [(name: String, value: TemplateValue)], clock: TemplateDate,
-        limits: TemplateLimits
+        limits: TemplateLimits, steps: Int
     ) {
         self.program = program
         self.clock = clock
         self.limits = limits
-        stepsLeft = limits.steps
+        stepLimit = steps
+        stepsLeft = steps
         let globals = Scope(parent: nil)
         for function in TemplateFunction.globals {
             if let name = program.names[function.rawValue] {

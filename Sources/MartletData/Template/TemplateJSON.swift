@@ -69,7 +69,7 @@ extension TemplateInterpreter {
         case .int(let value): out += String(value)
         case .float(let value): out += jsonFloat(value)
         case .string(let text):
-            try charge(bytes: text.utf8.count)
+            try charge(text.utf8.count >> 4)
             writeQuoted(text, layout, to: &out)
         case .list(let box), .tuple(let box):
             out += "["

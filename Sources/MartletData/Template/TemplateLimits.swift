@@ -2,8 +2,11 @@ internal import MartletCore
 
 /// What one rendering may use before it ends in an error: a template comes with a model, from anywhere.
 package struct TemplateLimits: Sendable {
-    /// Evaluated nodes, plus one for each item or 64 bytes that an operation makes.
-    package var steps = 10_000_000
+    /// Evaluated nodes, plus one for each item or some bytes that an operation handles. About a second's work.
+    package var steps = 2_000_000
+    /// Steps more for each message (templates look ahead and back), and for each byte given.
+    package var stepsPerMessage = 5_000
+    package var stepsPerByte = 16
     /// Nested blocks, expressions and macro calls at run time.
     package var callDepth = 400
     /// Nested containers in one value.
@@ -14,6 +17,25 @@ package struct TemplateLimits: Sendable {
     package var range = 100_000
 
     package init() {}
+}
+
+extension TemplateLimits {
+    /// The steps for rendering these values.
+    func steps(for messages: [JSONObject], _ others: [JSON]) -> Int {
+        var bytes = 0
+        for message in messages { bytes += TemplateLimits.size(of: .object(message)) }
+        for value in others { bytes += TemplateLimits.size(of: value) }
+        return steps + stepsPerMessage * messages.count + stepsPerByte * bytes
+    }
+
+    private static func size(of value: JSON) -> Int {
+        switch value {
+        case .string(let text): text.utf8.count
+        case .array(let items): items.reduce(8) { $0 + size(of: $1) }
+        case .object(let object): object.reduce(8) { $0 + $1.key.utf8.count + size(of: $1.value) }
+        default: 8
+        }
+    }
 }
 
 extension TemplateInterpreter {
@@ -27,8 +49,11 @@ extension TemplateInterpreter {
 
     func charge(_ steps: Int) throws(MartletError) {
         stepsLeft -= steps
-        if stepsLeft < 0 { throw exhausted("it needs more than \(limits.steps) steps") }
+        if stepsLeft < 0 { throw exhausted("it needs more than \(stepLimit) steps") }
     }
+
+    /// For work done character by character.
+    func charge(characters: Int) throws(MartletError) { try charge(characters >> 2) }
 
     func charge(bytes: Int) throws(MartletError) {
         if bytes > limits.textBytes { throw exhausted("it builds a text of more than \(limits.textBytes) bytes") }

@@ -14,6 +14,17 @@ enum TemplateMethod: String {
     ]
     static let forbiddenOfDicts: Set<String> = ["clear", "pop", "popitem", "setdefault", "update"]
 
+    /// Whether the method does not look at each character by itself.
+    var isCheap: Bool {
+        switch self {
+        case .startswith, .endswith, .strip, .lstrip, .rstrip, .split, .rsplit, .replace, .find, .rfind, .index,
+            .rindex,
+            .count, .partition, .rpartition, .removeprefix, .removesuffix, .join, .format:
+            true
+        default: false
+        }
+    }
+
     func applies(to value: TemplateValue) -> Bool {
         switch (value, self) {
         case (.string, .get), (.string, .items), (.string, .keys), (.string, .values), (.string, .copy): false
@@ -32,6 +43,7 @@ extension TemplateInterpreter {
         switch receiver {
         case .string(let text):
             try charge(text.utf8.count >> 4)
+            if !method.isCheap { try charge(characters: text.utf8.count) }
             return try call(method, on: text, arguments)
         case .dict(let box): return try call(method, on: box, receiver, arguments)
         case .list(let box), .tuple(let box):

@@ -319,7 +319,9 @@ extension TemplateInterpreter {
     /// Python's `len`.
     func length(of value: TemplateValue) throws(MartletError) -> Int {
         switch value {
-        case .string(let text): return text.scalarCount
+        case .string(let text):
+            try charge(bytes: text.utf8.count)
+            return text.scalarCount
         case .list(let box), .tuple(let box): return box.items.count
         case .dict(let box): return box.entries.count
         case .view(let view): return view.dict.entries.count

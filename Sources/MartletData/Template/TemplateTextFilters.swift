@@ -14,6 +14,7 @@ extension TemplateInterpreter {
         }
         let text = try text(value)
         try charge(text.utf8.count >> 4)
+        if filter != .trim, filter != .replace { try charge(characters: text.utf8.count) }
         switch filter {
         case .upper: return .string(text.uppercased())
         case .lower: return .string(text.lowercased())
