@@ -46,12 +46,24 @@ struct DropoutMask {
         for i in 0..<count { x[i] = words[first + i] >> 8 < threshold ? 0 : x[i] * scale }
     }
 
-    /// The sixteen words of counters `counter ..< counter + 4`, one counter a lane. Only the low halves of the lanes are
-    /// meant; what gathers in the high halves falls away, so that each product is one 32 x 32 bit multiplication.
+    /// The sixteen words of counters `counter ..< counter + 4`.
     @inline(__always) private func block(_ counter: UInt64) -> SIMD16<UInt32> {
+        let low = SIMD4<UInt64>(repeating: 0xFFFF_FFFF), words = rounds(counter)
+        // Pairs of words share a 64-bit lane, so that the words of each counter come side by side.
+        let left = (words.0 & low) | words.1 &<< 32, right = (words.2 & low) | words.3 &<< 32
+        let pairs = SIMD8(left[0], right[0], left[1], right[1], left[2], right[2], left[3], right[3])
+        return unsafeBitCast(pairs, to: SIMD16<UInt32>.self)
+    }
+
+    /// The four words of each of four counters, one counter a lane. Only the low halves of the lanes are meant; what
+    /// gathers in the high halves falls away, so that each product is one 32 x 32 bit multiplication. A call on purpose:
+    /// inlined, the shuffles of `block` would be spread over the rounds.
+    @inline(never) private func rounds(
+        _ counter: UInt64
+    ) -> (SIMD4<UInt64>, SIMD4<UInt64>, SIMD4<UInt64>, SIMD4<UInt64>) {
         let mask = SIMD4<UInt64>(repeating: 0xFFFF_FFFF)
-        let low = SIMD4<UInt64>(0, 1, 2, 3) &+ counter
-        var c0 = low, c1 = low &>> 32, c2 = SIMD4<UInt64>.zero, c3 = SIMD4<UInt64>.zero
+        var c0 = SIMD4<UInt64>(0, 1, 2, 3) &+ counter
+        var c1 = c0 &>> 32, c2 = SIMD4<UInt64>.zero, c3 = SIMD4<UInt64>.zero
         var k0 = SIMD4(repeating: UInt64(key.x)), k1 = SIMD4(repeating: UInt64(key.y))
         for _ in 0..<10 {
             let p0 = (c0 & mask) &* SIMD4(repeating: 0xD251_1F53)
@@ -63,9 +75,6 @@ struct DropoutMask {
             k0 = k0 &+ 0x9E37_79B9
             k1 = k1 &+ 0xBB67_AE85
         }
-        // Pairs of words share a 64-bit lane, so that the words of each counter come side by side.
-        let left = (c0 & mask) | c1 &<< 32, right = (c2 & mask) | c3 &<< 32
-        let pairs = SIMD8(left[0], right[0], left[1], right[1], left[2], right[2], left[3], right[3])
-        return unsafeBitCast(pairs, to: SIMD16<UInt32>.self)
+        return (c0, c1, c2, c3)
     }
 }

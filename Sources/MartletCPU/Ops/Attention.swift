@@ -62,6 +62,9 @@ extension CPUBackend {
         into dq_TQD: Tensor, adding dk_UGD: Tensor, _ dv_UGD: Tensor
     ) {
         guard q_TQD.count > 0 else { return }
+        precondition(
+            zip(spans, spans.dropFirst()).allSatisfy { $0.keyStart + $0.keyCount <= $1.keyStart },
+            "spans that share keys would add to them at the same time")
         let pass = AttentionPass(self, q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, scale: scale)
         let gradients = AttentionGradients(
             dout: do_TQD.floats, dq: dq_TQD.floats, dk: dk_UGD.floats, dv: dv_UGD.floats)

@@ -105,7 +105,8 @@ package struct RoPE: Sendable {
 }
 
 /// One sequence's part of a tile. Query row `queryStart + i` sees key rows
-/// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end.
+/// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end. The spans of a call share no
+/// query and no key.
 package struct AttentionSpan: Sendable, Equatable {
     package var queryStart: Int
     package var queryCount: Int
