@@ -1,12 +1,12 @@
 @_spi(_Unicode) import Swift
 
-/// The Unicode normalization forms (UAX #15) as of Unicode 12, the version that `tokenizers` 0.23 normalizes with.
+/// The Unicode normalization forms (UAX #15) as of Unicode 9, the version that `tokenizers` 0.23 normalizes with.
 ///
-/// The standard library knows a later version; characters that are younger than 12 are left as they are.
+/// The standard library knows a later version; characters that are younger than 9 are left as they are.
 enum UnicodeForm {
     case nfc, nfd, nfkc, nfkd
 
-    private static let version = (major: 12, minor: 0)
+    private static let version = (major: 9, minor: 0)
 
     /// Rewrites a text; nil if it is in that form already. `text` is valid UTF-8.
     func apply(to text: UnsafeBufferPointer<UInt8>, tracks: Bool) -> AlignedText? {
@@ -48,7 +48,8 @@ enum UnicodeForm {
         func finish(_ end: Int) {
             if isActive || (self == .nfd && end > start && text[start] >= 0x80) {
                 result.copy(text, done..<start)
-                let segment = String(decoding: UnsafeBufferPointer(start: text + start, count: end - start), as: UTF8.self)
+                let source = UnsafeBufferPointer(start: text + start, count: end - start)
+                let segment = UnicodeForm.splitVowels(String(decoding: source, as: UTF8.self))
                 var form = String()
                 if self == .nfc {
                     form.unicodeScalars.append(contentsOf: segment._nfc)
@@ -79,6 +80,24 @@ enum UnicodeForm {
         finish(count)
         result.copy(text, done..<count)
         return result
+    }
+
+    /// The standard library misplaces three Tibetan vowels, the only characters of class 0 that begin with a mark; so
+    /// they are taken apart beforehand.
+    private static func splitVowels(_ segment: String) -> String {
+        guard segment.unicodeScalars.contains(where: { ["\u{F73}", "\u{F75}", "\u{F81}"].contains($0) }) else {
+            return segment
+        }
+        var result = String.UnicodeScalarView()
+        for scalar in segment.unicodeScalars {
+            switch scalar {
+            case "\u{F73}": result.append(contentsOf: ["\u{F71}", "\u{F72}"])
+            case "\u{F75}": result.append(contentsOf: ["\u{F71}", "\u{F74}"])
+            case "\u{F81}": result.append(contentsOf: ["\u{F71}", "\u{F80}"])
+            default: result.append(scalar)
+            }
+        }
+        return String(result)
     }
 
     /// The characters that NFC may change or move or join to the one before.

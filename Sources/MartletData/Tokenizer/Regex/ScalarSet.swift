@@ -69,8 +69,10 @@ struct ScalarTable: @unchecked Sendable {
         blocks = .allocate(capacity: 0x1100)
         var words: [UInt64] = []
         var known: [[UInt64]: UInt16] = [:]
+        var ranges = set.ranges[...]
         for block in 0..<0x1100 {
-            let content = ScalarTable.block(block, of: set)
+            while let range = ranges.first, range.upperBound < UInt32(block) << 8 { ranges.removeFirst() }
+            let content = ScalarTable.block(block, of: ranges)
             let index = known[content] ?? UInt16(known.count)
             if Int(index) == known.count {
                 known[content] = index
@@ -103,10 +105,15 @@ struct ScalarTable: @unchecked Sendable {
         return contains(scalar) ? length : 0
     }
 
-    private static func block(_ block: Int, of set: ScalarSet) -> [UInt64] {
-        var words: [UInt64] = [0, 0, 0, 0]
+    /// The 256 bits of a block; `ranges` are those of a set from the block on.
+    private static func block(_ block: Int, of ranges: ArraySlice<ClosedRange<UInt32>>) -> [UInt64] {
         let first = UInt32(block) << 8
-        for range in set.ranges where range.upperBound >= first && range.lowerBound <= first + 255 {
+        if let range = ranges.first, range.lowerBound <= first, range.upperBound >= first + 255 {
+            return [UInt64](repeating: .max, count: 4)
+        }
+        var words: [UInt64] = [0, 0, 0, 0]
+        for range in ranges {
+            if range.lowerBound > first + 255 { break }
             for scalar in max(range.lowerBound, first)...min(range.upperBound, first + 255) {
                 words[Int((scalar >> 6) & 3)] |= 1 << UInt64(scalar & 63)
             }

@@ -15,10 +15,9 @@ enum UnicodeClasses {
     private static let alphabeticFlag: UInt8 = 32, uppercaseFlag: UInt8 = 64, lowercaseFlag: UInt8 = 128
 
     private static func fact(_ value: UInt32) -> UInt8 {
-        let unassigned = code(of: .unassigned)
         guard let scalar = UnicodeScalar(value) else { return code(of: .surrogate) }
         let properties = scalar.properties
-        guard let age = properties.age, (age.major, age.minor) <= version else { return unassigned }
+        guard let age = properties.age, (age.major, age.minor) <= version else { return code(of: .unassigned) }
         // U+0295 became a letter without case in Unicode 17.
         let category = value == 0x295 ? .lowercaseLetter : properties.generalCategory
         return code(of: category)
@@ -49,24 +48,23 @@ enum UnicodeClasses {
         "separator": "z", "other": "c",
     ]
 
-    private static func code(of category: Unicode.GeneralCategory) -> UInt8 {
-        UInt8(categories.firstIndex { $0.category == category } ?? 0)
-    }
+    private static let codes: [Unicode.GeneralCategory: UInt8] = Dictionary(
+        uniqueKeysWithValues: categories.enumerated().map { ($1.category, UInt8($0)) })
+
+    private static func code(of category: Unicode.GeneralCategory) -> UInt8 { codes[category] ?? 0 }
 
     private static func set(where holds: (UInt8) -> Bool) -> ScalarSet {
+        let answers = (UInt8.min...UInt8.max).map(holds)
         var ranges: [ClosedRange<UInt32>] = []
-        var start: UInt32?
-        for (i, fact) in facts.enumerated() {
-            let value = i < 0x40000 ? UInt32(i) : UInt32(i - 0x40000) + 0xE0000
-            if value == 0xE0000, let open = start { ranges.append(open...0x3FFFF); start = nil }
-            if holds(fact) {
-                if start == nil { start = value }
-            } else if let open = start {
-                ranges.append(open...value - 1)
-                start = nil
-            }
+        var start = 0
+        while start < facts.count {
+            let answer = answers[Int(facts[start])]
+            var end = start + 1
+            while end < facts.count, end != 0x40000, answers[Int(facts[end])] == answer { end += 1 }
+            let shift = start < 0x40000 ? 0 : 0xE0000 - 0x40000
+            if answer { ranges.append(UInt32(start + shift)...UInt32(end - 1 + shift)) }
+            start = end
         }
-        if let open = start { ranges.append(open...0xE0FFF) }
         if holds(code(of: .unassigned)) {
             ranges += [0x40000...0xDFFFF, 0xE1000...0xEFFFF, 0xFFFFE...0xFFFFF, 0x10FFFE...0x10FFFF]
         }
@@ -76,7 +74,7 @@ enum UnicodeClasses {
 
     /// The characters of a general category ("lu") or a group of them ("l").
     static func category(_ prefix: String) -> ScalarSet {
-        let wanted = categories.map { $0.short.hasPrefix(prefix) }
+        let wanted = categories.map { $0.short.hasPrefix(prefix) } + [false, false]  // The codes have five bits.
         return set { wanted[Int($0 & 31)] }
     }
 
