@@ -8,4 +8,3 @@ extension Assembly.ModelText {
         self.init(encoder: text.tokenizer, renderer: text.renderer)
     }
 }
-

@@ -18,8 +18,9 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var trainable: TrainableSet
     /// What the dataset turned out to be.
     public var data: [TrainingOverview.Row]
-    /// Steps of the run, and of one pass over the dataset.
+    /// Steps of the run.
     public var totalSteps: Int
+    /// Steps of one pass over the dataset.
     public var stepsPerEpoch: Int
     /// How the plan answers the memory there is.
     public var choices: [String]
@@ -50,10 +51,16 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var description: String {
         let sum = arenaByteCount + processByteCount
         var rows = memory.map { [$0.name, $0.value, $0.note ?? ""] }
-        rows.append(["the process itself", formatBytes(processByteCount), "measured now, with tokenizer and dataset loaded"])
+        rows.append([
+            "the process itself", formatBytes(processByteCount), "measured now, with tokenizer and dataset loaded",
+        ])
         rows.append(["sum", formatBytes(sum), "of \(formatBytes(limitByteCount)) that may be planned for"])
-        rows.append(["checkpoint, mapped", formatBytes(mappedByteCount), "file cache: the system takes it back when it needs room"])
-        return (aligned(rows, rightAligned: [1]) + [""] + choices.map { "- " + $0 } + [""]
+        rows.append([
+            "checkpoint, mapped", formatBytes(mappedByteCount),
+            "file cache: the system takes it back when it needs room",
+        ])
+        return
+            (aligned(rows, rightAligned: [1]) + [""] + choices.map { "- " + $0 } + [""]
             + aligned(data.map { [$0.name, $0.value, $0.note ?? ""] }) + [""] + trainable.lines
             + ["\(totalSteps) steps, \(stepsPerEpoch) a pass over the dataset"]).joined(separator: "\n")
     }
@@ -63,7 +70,10 @@ public struct RunPlan: Sendable, CustomStringConvertible {
         let object: JSON = [
             "arena_bytes": .integer(arenaByteCount), "process_bytes": .integer(processByteCount),
             "limit_bytes": .integer(limitByteCount), "checkpoint_bytes": .integer(mappedByteCount),
-            "memory": .array(memory.map { ["name": .string($0.name), "size": .string($0.value), "note": $0.note.map(JSON.string) ?? .null] }),
+            "memory": .array(
+                memory.map {
+                    ["name": .string($0.name), "size": .string($0.value), "note": $0.note.map(JSON.string) ?? .null]
+                }),
             "choices": .array(choices.map(JSON.string)), "trainable_parameters": .integer(trainable.parameterCount),
             "trainable_tensors": .integer(trainable.tensorCount), "total_parameters": .integer(trainable.totalCount),
             "steps": .integer(totalSteps), "steps_per_epoch": .integer(stepsPerEpoch),
@@ -75,7 +85,11 @@ public struct RunPlan: Sendable, CustomStringConvertible {
 extension TrainableSet {
     /// The set in lines, as told before the first step.
     public var lines: [String] {
-        aligned(groups.map { ["trained: \($0.name)", "\($0.tensorCount) tensors", formatCount($0.parameterCount)] }, rightAligned: [1, 2])
-            + ["trained in all: \(formatCount(parameterCount)) of \(formatCount(totalCount)) parameters (\(fixed(share * 100, share < 0.1 ? 2 : 1))%)"]
+        aligned(
+            groups.map { ["trained: \($0.name)", "\($0.tensorCount) tensors", formatCount($0.parameterCount)] },
+            rightAligned: [1, 2])
+            + [
+                "trained in all: \(formatCount(parameterCount)) of \(formatCount(totalCount)) parameters (\(fixed(share * 100, share < 0.1 ? 2 : 1))%)"
+            ]
     }
 }

@@ -35,7 +35,8 @@ func formatDuration(_ seconds: Double) -> String {
 extension EvaluationMetrics: CustomStringConvertible {
     /// The validation in a line.
     public var description: String {
-        "validation after step \(step): loss \(fixed(loss, 4)), perplexity \(fixed(perplexity, 2))" + (isBest ? ", the best so far" : "")
+        "validation after step \(step): loss \(fixed(loss, 4)), perplexity \(fixed(perplexity, 2))"
+            + (isBest ? ", the best so far" : "")
     }
 }
 

@@ -23,12 +23,17 @@ extension TrainingEvent {
 extension TrainingOverview {
     fileprivate var json: JSON {
         func table(_ rows: [Row]) -> JSON {
-            .array(rows.map { ["name": .string($0.name), "value": .string($0.value), "note": $0.note.map(JSON.string) ?? .null] })
+            .array(
+                rows.map {
+                    ["name": .string($0.name), "value": .string($0.value), "note": $0.note.map(JSON.string) ?? .null]
+                })
         }
         return [
-            "total_steps": .integer(totalSteps), "steps_per_epoch": .integer(stepsPerEpoch), "done_steps": .integer(doneSteps),
+            "total_steps": .integer(totalSteps), "steps_per_epoch": .integer(stepsPerEpoch),
+            "done_steps": .integer(doneSteps),
             "resumed_from": resumedFrom.map(JSON.string) ?? .null, "memory": table(memory), "data": table(data),
-            "trainable_parameters": .integer(trainable.parameterCount), "total_parameters": .integer(trainable.totalCount),
+            "trainable_parameters": .integer(trainable.parameterCount),
+            "total_parameters": .integer(trainable.totalCount),
         ]
     }
 }

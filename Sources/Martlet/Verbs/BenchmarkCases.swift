@@ -67,7 +67,9 @@ struct OpBench {
     static func gemmPeak(_ backend: any Backend) throws(MartletError) -> Double {
         let arena = try backend.makeArena(byteCount: 3 << 22)
         let square = (0..<3).map { _ in arena.carve([1024, 1024], for: .workspace) }
-        let gemm = median { backend.linear(square[0], Linear(weight_OI: square[1]), firstRow: 0, into: square[2], adds: false) }
+        let gemm = median {
+            backend.linear(square[0], Linear(weight_OI: square[1]), firstRow: 0, into: square[2], adds: false)
+        }
         return 2 * 1024 * 1024 * 1024 / gemm / 1e6
     }
 
@@ -163,11 +165,15 @@ struct OpBench {
         let product = 6 * R * Double(s.F * s.H)
         let low = 2 * R * Double(s.A * (s.H + 2 * s.F)) + 2 * R * Double(s.A * (s.F + s.H))
         let bytes = size(t.gateUp, t.down, t.x, t.y, t.hiddenRows)
-        func forward(_ experts: Experts) { backend.experts(t.x, t.routing, experts, firstRow: 0, into: t.hiddenRows, adding: t.y) }
+        func forward(_ experts: Experts) {
+            backend.experts(t.x, t.routing, experts, firstRow: 0, into: t.hiddenRows, adding: t.y)
+        }
         forward(plain)
         return [
             OpCase(name: "experts", shape: shape, flops: product, bytes: bytes) { forward(plain) },
-            OpCase(name: "experts", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) { forward(adapted) },
+            OpCase(name: "experts", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
+                forward(adapted)
+            },
             OpCase(name: "expertsBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
                 backend.expertsBackward(
                     t.x, t.routing, adapted, firstRow: 0, t.hiddenRows, t.dy, adding: t.dx, into: t.dweight)

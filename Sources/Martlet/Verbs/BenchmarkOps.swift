@@ -5,16 +5,19 @@ internal import MartletCore
 public struct OpBenchmark: Sendable {
     /// One op.
     public struct Row: Sendable, CustomStringConvertible {
-        /// The op, as the `Backend` protocol names it, and its shapes.
+        /// The op, as the `Backend` protocol names it.
         public var name: String
+        /// Its shapes.
         public var shape: String
         /// Median milliseconds.
         public var milliseconds: Double
-        /// Floating-point operations and bytes moved that the op cannot do without.
+        /// Floating-point operations that it cannot do without.
         public var flops: Double
+        /// Bytes that it must move.
         public var bytes: Double
-        /// Shares of the machine's own matrix product and memory speed; the larger one is how near the roof it is.
+        /// Share of the machine's own matrix product.
         public var shareOfPeak: Double
+        /// Share of the machine's memory speed; the larger of the two tells how near the roof the op is.
         public var shareOfMemory: Double
 
         /// 10^9 operations a second.
@@ -48,10 +51,13 @@ public struct OpBenchmark: Sendable {
     public static let header =
         "op".padded(to: 20) + " " + "shape".padded(to: 36) + "         ms  GFLOP/s     GB/s   gemm%    mem%"
 
-    /// The backend, its matrix product's GFLOP/s at 1024 cubed, and a vector addition's GB/s, read and written bytes together.
+    /// The backend.
     public var backend: String
+    /// GFLOP/s of its matrix product of 1024 cubed.
     public var peakGigaflops: Double
+    /// GB/s of a vector addition, read and written bytes together.
     public var memoryGigabytes: Double
+    /// One an op and shape.
     public var rows: [Row]
 
     /// Measures; `only` names ops to measure, all if empty.
@@ -60,14 +66,17 @@ public struct OpBenchmark: Sendable {
         progress: (Row) -> Void = { _ in }
     ) throws(MartletError) -> OpBenchmark {
         guard (1...65536).contains(tokens) else {
-            throw MartletError("cannot measure \(tokens) tokens", in: "--tokens", because: "it must be 1 to 65536", fix: "give for example 512")
+            throw MartletError(
+                "cannot measure \(tokens) tokens", in: "--tokens", because: "it must be 1 to 65536",
+                fix: "give for example 512")
         }
         let backend = CPUBackend(threads: threads)
         let bench = try OpBench(backend, OpSizes(shapes, tokens: tokens))
         for name in only where !bench.cases.contains(where: { $0.name == name }) {
             let names = bench.cases.map(\.name)
             throw MartletError(
-                "there is no op '\(name)'", in: "--only", because: "the ops are \(Set(names).sorted().joined(separator: ", "))",
+                "there is no op '\(name)'", in: "--only",
+                because: "the ops are \(Set(names).sorted().joined(separator: ", "))",
                 fix: closestMatch(to: name, among: names).map { "did you mean '\($0)'?" } ?? "name one of them")
         }
         let (peak, memory) = try bench.peaks()
@@ -76,7 +85,8 @@ public struct OpBenchmark: Sendable {
             let milliseconds = median(of: op.body)
             let row = Row(
                 name: op.name, shape: op.shape, milliseconds: milliseconds, flops: op.flops, bytes: op.bytes,
-                shareOfPeak: op.flops / milliseconds / 1e6 / peak, shareOfMemory: op.bytes / milliseconds / 1e6 / memory)
+                shareOfPeak: op.flops / milliseconds / 1e6 / peak, shareOfMemory: op.bytes / milliseconds / 1e6 / memory
+            )
             result.rows.append(row)
             progress(row)
         }

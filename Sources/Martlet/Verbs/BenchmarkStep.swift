@@ -12,13 +12,15 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var preset = OpBenchmark.Shapes.wide
         /// Layers of the random model.
         public var layers = 8
-        /// Tokens of the step: these, or `tokenCount` random ones.
+        /// Tokens to take; random ones if empty.
         public var tokens: [Int32] = []
+        /// Tokens of the step.
         public var tokenCount = 1024
         /// Rank of the adapter on every projection and expert.
         public var rank = 16
-        /// Steps measured, after `warmup` unmeasured ones.
+        /// Steps measured.
         public var steps = 5
+        /// Steps before those.
         public var warmup = 2
         /// CPU threads; nil: all cores.
         public var threads: Int?
@@ -31,21 +33,27 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public init() {}
     }
 
-    /// The backend, and what the model is.
+    /// The backend.
     public var backend: String
+    /// What the model is.
     public var model: String
+    /// Tokens of a step.
     public var tokenCount: Int
+    /// Numbers that are trained.
     public var trainedCount: Int
-    /// Seconds of each measured step, and its loss.
+    /// Seconds of each measured step.
     public var stepSeconds: [Double]
+    /// Loss of each measured step, in nats.
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
     /// GFLOP/s of this machine's matrix product at 1024 cubed.
     public var peakGigaflops: Double
-    /// Bytes of the arena, as planned; of the process before it; the most it had resident.
+    /// Bytes of the arena, as planned.
     public var plannedByteCount: Int
+    /// Bytes of the process before the arena was made.
     public var processByteCount: Int
+    /// The most bytes the process had resident.
     public var peakByteCount: Int
     /// How much the peak grew after the first step: nothing allocates then.
     public var growthByteCount: Int
@@ -84,8 +92,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let planned = planner.byteCount(plan)
         let model = try Model(checkpoint, modelSettings, plan, backend)
         var result = StepBenchmark(
-            backend: backend.name, model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
-            tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count }, stepSeconds: [],
+            backend: backend.name,
+            model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
+            tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count },
+            stepSeconds: [],
             losses: [], flops: c.stepFlops(tokens: step.tokenCount, rank: settings.rank), peakGigaflops: 0,
             plannedByteCount: planned, processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice: "tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
@@ -150,8 +160,10 @@ extension StepBenchmark.Settings {
                 fix: "lower --tokens, or give a longer file")
         }
         var random = RandomStream(seed: 0), step = PackedStep()
-        let ids = tokens.isEmpty
-            ? (0..<tokenCount).map { _ in Int32(random.next() % UInt64(c.vocabularyCount)) } : Array(tokens.prefix(tokenCount))
+        let ids =
+            tokens.isEmpty
+            ? (0..<tokenCount).map { _ in Int32(random.next() % UInt64(c.vocabularyCount)) }
+            : Array(tokens.prefix(tokenCount))
         step.append(ids, isTrained: ids.map { _ in true })
         return step
     }
@@ -162,7 +174,9 @@ extension StepBenchmark.Settings {
         let list = json.array?.first?.array ?? json.array ?? []
         tokens = list.compactMap { $0.integer.flatMap { Int32(exactly: $0) } }
         guard !tokens.isEmpty, tokens.count == list.count else {
-            throw MartletError("the file holds no token ids", in: path, because: "it is not a list of integers", fix: "write [1, 2, 3]")
+            throw MartletError(
+                "the file holds no token ids", in: path, because: "it is not a list of integers", fix: "write [1, 2, 3]"
+            )
         }
     }
 }
@@ -186,7 +200,8 @@ extension ModelConfiguration {
         let s = OpSizes(shapes, tokens: 1)
         return ModelConfiguration(
             modelType: "qwen3_moe", hiddenSize: s.H, layerCount: layers, vocabularyCount: s.V, queryHeadCount: s.Q,
-            keyValueHeadCount: s.G, headSize: s.D, denseInnerSize: 2 * s.H, ropeTheta: 1_000_000, maximumPositions: 40960,
+            keyValueHeadCount: s.G, headSize: s.D, denseInnerSize: 2 * s.H, ropeTheta: 1_000_000,
+            maximumPositions: 40960,
             tiesEmbeddings: false,
             experts: .init(expertCount: s.E, expertsPerToken: s.K, innerSize: s.F, normalizesTopK: true),
             isSparse: [Bool](repeating: true, count: layers))

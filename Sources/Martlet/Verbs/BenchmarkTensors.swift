@@ -34,8 +34,12 @@ struct OpTensors {
         (norm, headNorm) = (carve([s.H]), carve([s.D]))
         (weight, wide) = (carve([s.Q * s.D, s.H]), carve([s.T, s.Q * s.D]))
         adapter = lora([], s.H, s.Q * s.D)
-        (q, o, dq, dO) = (carve([s.T, s.Q, s.D]), carve([s.T, s.Q, s.D]), carve([s.T, s.Q, s.D]), carve([s.T, s.Q, s.D]))
-        (k, v, dk, dv) = (carve([s.T, s.G, s.D]), carve([s.T, s.G, s.D]), carve([s.T, s.G, s.D]), carve([s.T, s.G, s.D]))
+        (q, o, dq, dO) = (
+            carve([s.T, s.Q, s.D]), carve([s.T, s.Q, s.D]), carve([s.T, s.Q, s.D]), carve([s.T, s.Q, s.D])
+        )
+        (k, v, dk, dv) = (
+            carve([s.T, s.G, s.D]), carve([s.T, s.G, s.D]), carve([s.T, s.G, s.D]), carve([s.T, s.G, s.D])
+        )
         logSumExp = carve([s.T, s.Q])
         rope = RoPE(cosine_PJ: carve([s.T, s.D / 2]), sine_PJ: carve([s.T, s.D / 2]))
         (logits, dlogits, dweight) = (carve([s.T, s.E]), carve([s.T, s.E]), carve([s.T, s.K]))
@@ -47,7 +51,9 @@ struct OpTensors {
         downAdapter = lora([s.E], s.F, s.H)
         hiddenRows = carve([s.T * s.K, 2 * s.F])
         let I = s.K * s.F
-        (gate, up, inner, dgate, dup) = (carve([s.T, I]), carve([s.T, I]), carve([s.T, I]), carve([s.T, I]), carve([s.T, I]))
+        (gate, up, inner, dgate, dup) = (
+            carve([s.T, I]), carve([s.T, I]), carve([s.T, I]), carve([s.T, I]), carve([s.T, I])
+        )
         loss = carve([s.T])
         optimized = (0..<4).map { _ in carve([1 << 22]) }
         large = (0..<2).map { _ in carve([1 << 25]) }
@@ -64,7 +70,9 @@ struct OpTensors {
             for start in stride(from: 0, to: tensor.count, by: block.count) {
                 let count = min(block.count, tensor.count - start)
                 let part = tensor.reshaped([tensor.count]).rows(start..<start + count)
-                block.withUnsafeBytes { backend.upload(UnsafeRawBufferPointer(rebasing: $0[..<(count * 4)]), as: .float32, into: part) }
+                block.withUnsafeBytes {
+                    backend.upload(UnsafeRawBufferPointer(rebasing: $0[..<(count * 4)]), as: .float32, into: part)
+                }
             }
         }
         // Squares of moments must not be negative.

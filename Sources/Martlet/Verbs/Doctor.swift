@@ -24,7 +24,9 @@ public struct Doctor: Sendable, CustomStringConvertible {
     /// Looks at the machine; `folder` is where a file is written to try the disk.
     public static func examine(folder: String = ".", progress: (Check) -> Void = { _ in }) -> Doctor {
         var doctor = Doctor(checks: [])
-        for examination in [machine, matrixProduct, { disk(folder) }, products, fullGradients, adapterGradients, repeatability] {
+        for examination in [
+            machine, matrixProduct, { disk(folder) }, products, fullGradients, adapterGradients, repeatability,
+        ] {
             let check = examination()
             doctor.checks.append(check)
             progress(check)
@@ -50,7 +52,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
         let isLibrary = backend.name.firstRange(of: "OpenBLAS") != nil
         return Check(
             name: "matrix product", isSound: true, detail: backend.name,
-            advice: isLibrary ? nil : "training works, but several times slower; get OpenBLAS: apt-get install libopenblas0")
+            advice: isLibrary
+                ? nil : "training works, but several times slower; get OpenBLAS: apt-get install libopenblas0")
     }
 
     private static func disk(_ folder: String) -> Check {
@@ -69,9 +72,12 @@ public struct Doctor: Sendable, CustomStringConvertible {
                     advice: "do not use this disk; `dmesg` shows its errors")
             }
             return Check(
-                name: "disk", isSound: true, detail: "\(folder): 64 MiB written, flushed and read back, \(fixed(64 / seconds, 0)) MiB/s")
+                name: "disk", isSound: true,
+                detail: "\(folder): 64 MiB written, flushed and read back, \(fixed(64 / seconds, 0)) MiB/s")
         } catch {
-            return Check(name: "disk", isSound: false, detail: "\(error.location ?? folder): \(error.reason ?? error.problem)", advice: error.remedy)
+            return Check(
+                name: "disk", isSound: false, detail: "\(error.location ?? folder): \(error.reason ?? error.problem)",
+                advice: error.remedy)
         }
     }
 
@@ -81,9 +87,12 @@ public struct Doctor: Sendable, CustomStringConvertible {
     private static func products() -> Check {
         examine("matrix product against our own") { () throws(MartletError) in
             let patient = try Patient()
-            let library = try patient.loss(CPUBackend(), threads: nil), own = try patient.loss(CPUBackend(usesBLAS: false), threads: nil)
+            let library = try patient.loss(CPUBackend(), threads: nil),
+                own = try patient.loss(CPUBackend(usesBLAS: false), threads: nil)
             let apart = (library - own).magnitude / own.magnitude
-            return (apart < 1e-5, "the losses of a small mixture-of-experts model are \(shortest(apart)) apart, relatively")
+            return (
+                apart < 1e-5, "the losses of a small mixture-of-experts model are \(shortest(apart)) apart, relatively"
+            )
         }
     }
 
@@ -104,7 +113,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
     private static func repeatability() -> Check {
         examine("same bytes with one thread and with all") { () throws(MartletError) in
             let patient = try Patient()
-            let one = try patient.loss(CPUBackend(threads: 1), threads: 1), all = try patient.loss(CPUBackend(), threads: nil)
+            let one = try patient.loss(CPUBackend(threads: 1), threads: 1),
+                all = try patient.loss(CPUBackend(), threads: nil)
             return (one == all, "losses \(one) and \(all)")
         }
     }
@@ -116,8 +126,10 @@ public struct Doctor: Sendable, CustomStringConvertible {
             let (isSound, detail) = try body()
             return Check(
                 name: name, isSound: isSound, detail: detail,
-                advice: isSound ? nil : "do not train here: numbers come out wrong. Report this with the processor's name; "
-                    + "until then try without the library (apt-get remove libopenblas0)")
+                advice: isSound
+                    ? nil
+                    : "do not train here: numbers come out wrong. Report this with the processor's name; "
+                        + "until then try without the library (apt-get remove libopenblas0)")
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }

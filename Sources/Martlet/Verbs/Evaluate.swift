@@ -91,13 +91,16 @@ public struct Evaluation: Sendable, Equatable, CustomStringConvertible {
 }
 
 extension [String] {
-    fileprivate func tokenized(_ settings: Evaluation.Settings, _ text: FolderText) throws(MartletError) -> TokenizedDataset {
+    fileprivate func tokenized(
+        _ settings: Evaluation.Settings, _ text: FolderText
+    ) throws(MartletError) -> TokenizedDataset {
         var data = DatasetSettings(maxLength: settings.maxLength)
         if let name = settings.loss {
             guard let scope = LossScope(rawValue: name) else {
                 throw MartletError(
                     "there is no loss '\(name)'", in: "--loss-on",
-                    because: "known are \(LossScope.allCases.map(\.rawValue).joined(separator: ", "))", fix: "give one of them")
+                    because: "known are \(LossScope.allCases.map(\.rawValue).joined(separator: ", "))",
+                    fix: "give one of them")
             }
             data.loss = scope
         }

@@ -53,7 +53,9 @@ public final class TextGenerator {
     private let text: FolderText
 
     /// Reads a model folder, and an adapter to apply; `context` tokens fit, prompt and answer together.
-    public init(model folder: String, adapter: String? = nil, context: Int = 2048, threads: Int? = nil) throws(MartletError) {
+    public init(
+        model folder: String, adapter: String? = nil, context: Int = 2048, threads: Int? = nil
+    ) throws(MartletError) {
         let checkpoint = try Checkpoint(folder: folder)
         let limit = checkpoint.configuration.maximumPositions
         guard context >= 2, context <= limit else {
@@ -75,7 +77,8 @@ public final class TextGenerator {
     public func prompt(for messages: [Message]) throws(MartletError) -> String {
         guard let template = text.template else {
             throw MartletError(
-                "the model has no chat template", because: "neither chat_template.jinja nor tokenizer_config.json has one",
+                "the model has no chat template",
+                because: "neither chat_template.jinja nor tokenizer_config.json has one",
                 fix: "continue plain text instead: --prompt TEXT --raw")
         }
         let messages = messages.map { JSON.object(["role": .string($0.role), "content": .string($0.content)]) }
@@ -84,12 +87,14 @@ public final class TextGenerator {
 
     /// Continues a prompt. `onText` gets the text as it comes, whole characters only, and says whether to go on.
     public func generate(
-        _ prompt: String, isRendered: Bool = false, maxTokens: Int = 256, sampling: SamplingSettings = SamplingSettings(),
+        _ prompt: String, isRendered: Bool = false, maxTokens: Int = 256,
+        sampling: SamplingSettings = SamplingSettings(),
         onText: (String) -> Bool = { _ in true }
     ) throws(MartletError) -> Result {
         let tokens = try text.tokenizer.encode(prompt, addsSpecialTokens: !isRendered)
         guard !tokens.isEmpty else {
-            throw MartletError("the prompt is empty", because: "a model continues text", fix: "give at least one character")
+            throw MartletError(
+                "the prompt is empty", because: "a model continues text", fix: "give at least one character")
         }
         var sampler = try Sampler(sampling), decoder = text.tokenizer.streamDecoder(skipsSpecialTokens: true)
         let generation = Generation(model), watch = Stopwatch()

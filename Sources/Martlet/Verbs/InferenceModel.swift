@@ -27,7 +27,8 @@ extension Model {
         return model
     }
 
-    private static func inferencePlan(_ use: Use, _ planner: Planner, limit: Int) throws(MartletError) -> ExecutionPlan {
+    private static func inferencePlan(_ use: Use, _ planner: Planner, limit: Int) throws(MartletError) -> ExecutionPlan
+    {
         var plan: ExecutionPlan
         switch use {
         case .loss(let tokens, let length):

@@ -6,18 +6,23 @@ internal import MartletModel
 public struct Initialization: Sendable {
     /// Sizes and sources.
     public struct Settings: Sendable {
-        /// Decoder layers, and their width.
+        /// Decoder layers.
         public var layers = 4
+        /// Width.
         public var hidden = 256
-        /// Query heads, key/value heads, and the size of each.
+        /// Query heads.
         public var heads = 4
+        /// Key/value heads.
         public var keyValueHeads = 2
+        /// Size of a head.
         public var headSize = 64
         /// Experts of each layer's mixture; 0 makes a dense model.
         public var experts = 0
+        /// Experts that a token is sent to.
         public var expertsPerToken = 2
-        /// Inner sizes of an expert and of a dense MLP.
+        /// Inner size of an expert.
         public var expertInner = 256
+        /// Inner size of a dense MLP.
         public var denseInner = 768
         /// The most tokens of the vocabulary; a small text fills fewer.
         public var vocabulary = 4096
@@ -27,8 +32,9 @@ public struct Initialization: Sendable {
         public var tiesEmbeddings = false
         /// Text to learn the tokenizer from; nil: a token a byte.
         public var text: String?
-        /// Seed and standard deviation of the weights.
+        /// Seed of the weights.
         public var seed = 0
+        /// Standard deviation of the weights.
         public var standardDeviation = 0.02
         /// The weights' dtype on disk.
         public var dtype = DType.bfloat16
@@ -49,7 +55,8 @@ public struct Initialization: Sendable {
             configuration: configuration, seed: UInt64(bitPattern: Int64(settings.seed)),
             standardDeviation: Float(settings.standardDeviation), dtype: settings.dtype
         ).write(to: out, tokenizerFolder: scratch.path)
-        let active = configuration.experts == nil ? "" : ", \(formatCount(configuration.activeParameterCount)) active a token"
+        let active =
+            configuration.experts == nil ? "" : ", \(formatCount(configuration.activeParameterCount)) active a token"
         return "\(out): \(configuration.modelType), \(formatCount(configuration.parameterCount)) parameters\(active), "
             + "vocabulary \(configuration.vocabularyCount)"
     }
@@ -66,26 +73,35 @@ extension Initialization.Settings {
         try require((2...65536).contains(hidden), "hidden", hidden, "2 to 65536")
         try require((1...1024).contains(heads), "heads", heads, "1 to 1024")
         try require(
-            keyValueHeads >= 1 && heads % max(keyValueHeads, 1) == 0, "kv-heads", keyValueHeads, "a divisor of the \(heads) heads")
-        try require((2...1024).contains(headSize) && headSize % 2 == 0, "head-dim", headSize, "an even number up to 1024")
+            keyValueHeads >= 1 && heads % max(keyValueHeads, 1) == 0, "kv-heads", keyValueHeads,
+            "a divisor of the \(heads) heads")
+        try require(
+            (2...1024).contains(headSize) && headSize % 2 == 0, "head-dim", headSize, "an even number up to 1024")
         try require((0...4096).contains(experts), "experts", experts, "0 (dense) to 4096")
         try require(
-            experts == 0 || (1...experts).contains(expertsPerToken), "experts-per-token", expertsPerToken, "1 to the number of experts")
+            experts == 0 || (1...experts).contains(expertsPerToken), "experts-per-token", expertsPerToken,
+            "1 to the number of experts")
         try require((1...1_000_000).contains(expertInner), "expert-inner", expertInner, "1 to 1000000")
         try require((1...1_000_000).contains(denseInner), "dense-inner", denseInner, "1 to 1000000")
-        try require((260...1_000_000).contains(vocabulary), "vocab", vocabulary, "260 to 1000000: 256 bytes and the special tokens at least")
+        try require(
+            (260...1_000_000).contains(vocabulary), "vocab", vocabulary,
+            "260 to 1000000: 256 bytes and the special tokens at least")
         try require((2...1 << 24).contains(context), "context", context, "2 to \(1 << 24)")
-        try require(standardDeviation > 0 && standardDeviation < 10, "std", standardDeviation, "a number above 0 and below 10")
+        try require(
+            standardDeviation > 0 && standardDeviation < 10, "std", standardDeviation, "a number above 0 and below 10")
     }
 
     fileprivate func configuration(_ tokenizer: Tokenizer) -> ModelConfiguration {
         ModelConfiguration(
             modelType: experts == 0 ? "qwen3" : "qwen3_moe", hiddenSize: hidden, layerCount: layers,
-            vocabularyCount: tokenizer.vocabularyCount, queryHeadCount: heads, keyValueHeadCount: keyValueHeads, headSize: headSize,
+            vocabularyCount: tokenizer.vocabularyCount, queryHeadCount: heads, keyValueHeadCount: keyValueHeads,
+            headSize: headSize,
             denseInnerSize: denseInner, ropeTheta: 10000, maximumPositions: context, tiesEmbeddings: tiesEmbeddings,
             experts: experts == 0
                 ? nil
-                : .init(expertCount: experts, expertsPerToken: expertsPerToken, innerSize: expertInner, normalizesTopK: true),
+                : .init(
+                    expertCount: experts, expertsPerToken: expertsPerToken, innerSize: expertInner, normalizesTopK: true
+                ),
             isSparse: [Bool](repeating: experts > 0, count: layers), endTokens: tokenizer.eosID.map { [Int($0)] } ?? [])
     }
 
@@ -95,7 +111,9 @@ extension Initialization.Settings {
         if let text {
             source = String(decoding: try FileSystem.read(text), as: UTF8.self)
             guard !source.isEmpty else {
-                throw MartletError("the text is empty", in: text, because: "no tokenizer can be learned from it", fix: "give another --text")
+                throw MartletError(
+                    "the text is empty", in: text, because: "no tokenizer can be learned from it",
+                    fix: "give another --text")
             }
         }
         let trained = try BPETrainer.train(

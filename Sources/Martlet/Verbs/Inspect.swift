@@ -17,8 +17,9 @@ public struct Inspection: Sendable, CustomStringConvertible {
     public struct Row: Sendable {
         /// "file, line N".
         public var location: String
-        /// Tokens of the row, and those whose prediction counts in the loss.
+        /// Tokens of the row.
         public var tokenCount: Int
+        /// Those whose prediction counts in the loss.
         public var trainedCount: Int
         /// Its text in stretches that are trained or not.
         public var pieces: [(text: String, isTrained: Bool)]
@@ -51,12 +52,14 @@ public struct Inspection: Sendable, CustomStringConvertible {
 
 private func inspectDataset(_ path: String, _ settings: Inspection.Settings) throws(MartletError) -> Inspection {
     guard FileSystem.kind(of: path) != nil else {
-        throw MartletError("there is nothing to inspect", in: path, because: "nothing stands at that path", fix: "check the path")
+        throw MartletError(
+            "there is nothing to inspect", in: path, because: "nothing stands at that path", fix: "check the path")
     }
     guard let folder = settings.model else {
         throw MartletError(
             "a dataset needs a model to be read with", in: path,
-            because: "it is neither a model (config.json) nor an adapter (adapter_config.json), and rows become tokens by "
+            because:
+                "it is neither a model (config.json) nor an adapter (adapter_config.json), and rows become tokens by "
                 + "a model's tokenizer and chat template",
             fix: "give --model FOLDER")
     }
@@ -105,10 +108,13 @@ public struct Tokenization: Sendable {
 
     /// Encodes a whole file.
     public init(file: String, model folder: String) throws(MartletError) {
+        try self.init(text: String(decoding: try FileSystem.read(file), as: UTF8.self), model: folder)
+    }
+
+    /// Encodes a text.
+    public init(text: String, model folder: String) throws(MartletError) {
         let tokenizer = try Tokenizer(folder: folder)
-        let bytes = try FileSystem.read(file)
-        let text = String(decoding: bytes, as: UTF8.self)
-        byteCount = bytes.count
+        byteCount = text.utf8.count
         let watch = Stopwatch()
         ids = try tokenizer.encode(text, addsSpecialTokens: false)
         seconds = watch.seconds

@@ -32,11 +32,14 @@ func inspectCheckpoint(_ folder: String) throws(MartletError) -> Inspection {
     lines.append(["vocabulary", "\(c.vocabularyCount), embedding and head \(c.tiesEmbeddings ? "tied" : "separate")"])
     lines.append(["positions", "\(c.maximumPositions), rope theta \(fixed(c.ropeTheta, 0))"])
     lines.append(["stored as", dtypes.map { "\($0.key) \(formatBytes($0.value))" }.joined(separator: ", ")])
-    lines.append(["parameters", "\(formatCount(c.parameterCount)), \(formatCount(c.activeParameterCount)) active a token"])
+    lines.append([
+        "parameters", "\(formatCount(c.parameterCount)), \(formatCount(c.activeParameterCount)) active a token",
+    ])
     lines += groups.map { ["  \($0.name)", formatCount($0.count)] }
     let verdict =
         problems.isEmpty
-        ? ["every weight is there, of the right shape, and finite"] : ["\(problems.count) problems:"] + problems.prefix(50).map { "  " + $0 }
+        ? ["every weight is there, of the right shape, and finite"]
+        : ["\(problems.count) problems:"] + problems.prefix(50).map { "  " + $0 }
     return Inspection(
         description: (aligned(lines) + verdict).joined(separator: "\n"),
         json: checkpointJSON(checkpoint, groups, dtypes, problems).text(), problems: problems)
@@ -132,10 +135,16 @@ func inspectAdapter(_ folder: String, model: String?) throws(MartletError) -> In
     let count = file.tensors.reduce(0) { $0 + $1.count }
     let rank = config["r"]?.integer ?? 0, alpha = config["lora_alpha"]?.number ?? 0
     let lines = [
-        ["adapter", "LoRA r \(rank), alpha \(alpha)" + (config["use_rslora"]?.bool == true ? ", rank-stabilised" : "")],
+        [
+            "adapter",
+            "LoRA r \(rank), alpha \(alpha)" + (config["use_rslora"]?.bool == true ? ", rank-stabilised" : ""),
+        ],
         ["base model", base.isEmpty ? "not recorded" : base], ["layout", layout],
         ["targets", (modules + parameters).joined(separator: ", ")],
-        ["stored as", "\(file.tensors.count) tensors, \(Set(file.tensors.map(\.dtypeName)).sorted().joined(separator: ", "))"],
+        [
+            "stored as",
+            "\(file.tensors.count) tensors, \(Set(file.tensors.map(\.dtypeName)).sorted().joined(separator: ", "))",
+        ],
         ["parameters", formatCount(count)], ["fits", fits],
     ]
     let json: JSON = [

@@ -13,11 +13,14 @@ public enum LogitFile {
         }
         let json = try FileSystem.readJSON(tokensFile)
         let isSingle = json.array?.first?.array == nil
-        let sequences = (isSingle ? [json] : json.array ?? []).map { $0.array?.map { $0.integer.flatMap { Int32(exactly: $0) } } ?? [] }
+        let sequences = (isSingle ? [json] : json.array ?? []).map {
+            $0.array?.map { $0.integer.flatMap { Int32(exactly: $0) } } ?? []
+        }
         guard let longest = sequences.map(\.count).max(), !sequences.contains(where: \.isEmpty) else {
             throw wrong(tokensFile)
         }
-        let machine = try Model.forInference(checkpoint, adapter: adapter, .logits(stepTokens: longest), threads: threads)
+        let machine = try Model.forInference(
+            checkpoint, adapter: adapter, .logits(stepTokens: longest), threads: threads)
         var tensors: [String: [Float]] = [:], descriptions: [TensorDescription] = []
         for (i, sequence) in sequences.enumerated() {
             let ids = sequence.compactMap { $0 }
@@ -36,7 +39,8 @@ public enum LogitFile {
 
     private static func wrong(_ path: String) -> MartletError {
         MartletError(
-            "the file holds no token ids", in: path, because: "it is neither a list of integers nor a list of such lists",
+            "the file holds no token ids", in: path,
+            because: "it is neither a list of integers nor a list of such lists",
             fix: "write [1, 2, 3] or [[1, 2, 3], [4, 5]]")
     }
 }

@@ -45,7 +45,8 @@ public struct Merge: Sendable, CustomStringConvertible {
         guard merge.difference.relative <= merge.tolerance else {
             throw MartletError(
                 "the merged model does not answer like base model and adapter", in: out,
-                because: "its logits differ by \(merge.difference); \(dtype.rawValue) explains \(percent(merge.tolerance)) at most",
+                because:
+                    "its logits differ by \(merge.difference); \(dtype.rawValue) explains \(percent(merge.tolerance)) at most",
                 fix: "merge with a finer dtype (--dtype f32), or use the adapter unmerged; the folder was deleted")
         }
         return merge
@@ -63,7 +64,8 @@ public struct Merge: Sendable, CustomStringConvertible {
     /// The result for machines.
     public var json: String {
         let object: JSON = [
-            "folder": .string(folder), "tensors": .integer(tensorCount), "logits_max_difference": .number(difference.largest),
+            "folder": .string(folder), "tensors": .integer(tensorCount),
+            "logits_max_difference": .number(difference.largest),
             "logits_relative_difference": .number(difference.relative), "tolerance": .number(tolerance),
             "adapter_max_effect": .number(effect.largest), "adapter_relative_effect": .number(effect.relative),
         ]
@@ -127,7 +129,8 @@ extension Model {
     static func logits(
         _ checkpoint: Checkpoint, adapter: Adapter?, _ step: PackedStep, threads: Int? = nil
     ) throws(MartletError) -> [Float] {
-        try forInference(checkpoint, adapter: adapter, .logits(stepTokens: step.tokenCount), threads: threads).logits(step)
+        try forInference(checkpoint, adapter: adapter, .logits(stepTokens: step.tokenCount), threads: threads).logits(
+            step)
     }
 }
 
@@ -139,7 +142,9 @@ public enum AdapterExport {
     ) throws(MartletError) -> String {
         let configuration = try Checkpoint.configuration(of: model)
         guard layout != .merged else {
-            throw MartletError("an adapter export is not merged", in: "--layout", because: "it stays an adapter", fix: "use `martlet merge`")
+            throw MartletError(
+                "an adapter export is not merged", in: "--layout", because: "it stays an adapter",
+                fix: "use `martlet merge`")
         }
         let adapter = try Adapter(folder: folder, for: configuration)
         guard !FileSystem.exists(FileSystem.join(out, "adapter_config.json")) else {

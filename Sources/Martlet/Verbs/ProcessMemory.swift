@@ -18,7 +18,8 @@ public enum ProcessMemory {
     /// Bytes that this process may still take: what the kernel calls available, and the container's limit if there is one.
     public static var availableByteCount: Int {
         let machine = kibibytes("/proc/meminfo", "MemAvailable:") ?? 0
-        guard let limit = number("/sys/fs/cgroup/memory.max", ""), let used = number("/sys/fs/cgroup/memory.current", "")
+        guard let limit = number("/sys/fs/cgroup/memory.max", ""),
+            let used = number("/sys/fs/cgroup/memory.current", "")
         else { return machine }
         return min(machine, max(0, limit - used))
     }

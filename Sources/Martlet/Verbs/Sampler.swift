@@ -21,7 +21,9 @@ public struct SamplingSettings: Sendable, Equatable {
 
     func validate() throws(MartletError) {
         func refuse(_ option: String, _ value: String, _ wanted: String) -> MartletError {
-            MartletError("\(option) cannot be \(value)", in: "--\(option)", because: "it must be \(wanted)", fix: "give \(wanted)")
+            MartletError(
+                "\(option) cannot be \(value)", in: "--\(option)", because: "it must be \(wanted)",
+                fix: "give \(wanted)")
         }
         guard temperature.isFinite, temperature >= 0 else { throw refuse("temperature", "\(temperature)", "0 or more") }
         guard topK >= 0 else { throw refuse("top-k", "\(topK)", "0 (all tokens) or more") }

@@ -25,7 +25,8 @@ struct BenchCommand: ParsableCommand {
 
         func run() throws {
             if !json { Terminal.say(OpBenchmark.header) }
-            let result = try OpBenchmark.run(shapes: shapes.shapes, tokens: tokens, only: only, threads: threads) { row in
+            let result = try OpBenchmark.run(shapes: shapes.shapes, tokens: tokens, only: only, threads: threads) {
+                row in
                 if !json { Terminal.say(row.description) }
             }
             Terminal.say(json ? result.json : result.summary)
@@ -68,7 +69,9 @@ struct BenchCommand: ParsableCommand {
 
         func validate() throws {
             if layers < 1 || layers > 512 { throw ValidationError("--layers must be 1 to 512") }
-            if let memoryLimit, memoryLimit < 1 || memoryLimit > 1 << 30 { throw ValidationError("--memory-limit is out of range") }
+            if let memoryLimit, memoryLimit < 1 || memoryLimit > 1 << 30 {
+                throw ValidationError("--memory-limit is out of range")
+            }
         }
     }
 }

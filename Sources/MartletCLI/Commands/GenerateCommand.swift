@@ -34,7 +34,9 @@ struct GenerateCommand: ParsableCommand {
     func validate() throws {
         if prompt != nil, chat != nil { throw ValidationError("--prompt and --chat exclude each other") }
         if maxTokens < 1 { throw ValidationError("--max-tokens must be at least 1") }
-        if raw, system != nil { throw ValidationError("--system has no effect with --raw: there is no chat template then") }
+        if raw, system != nil {
+            throw ValidationError("--system has no effect with --raw: there is no chat template then")
+        }
         if prompt != nil, system != nil { throw ValidationError("--system has no effect with --prompt; use --chat") }
         if raw, chat != nil { throw ValidationError("--raw and --chat exclude each other; use --prompt") }
     }
@@ -71,7 +73,8 @@ struct GenerateCommand: ParsableCommand {
         leave(130)
     }
 
-    private func write(_ prompt: String, _ isRendered: Bool, _ generator: TextGenerator) throws -> TextGenerator.Result {
+    private func write(_ prompt: String, _ isRendered: Bool, _ generator: TextGenerator) throws -> TextGenerator.Result
+    {
         let sampling = SamplingSettings(temperature: temperature, topK: topK, topP: topP, seed: seed)
         let result = try generator.generate(
             prompt, isRendered: isRendered, maxTokens: maxTokens, sampling: sampling

@@ -21,7 +21,8 @@ struct InspectCommand: ParsableCommand {
     @Option(help: "Folder of the model that a dataset or an adapter belongs to.") var model: String?
     @Option(help: "Rows of a dataset to show.") var rows = 3
     @Option(help: "The most tokens of a row.") var maxLength = 2048
-    @Flag(help: "Only encode PATH, a text file, and tell how many tokens it is and how long that took.") var tokenize = false
+    @Flag(help: "Only encode PATH, a text file, and tell how many tokens it is and how long that took.") var tokenize =
+        false
     @Option(help: "With --tokenize: write the token ids there, as a JSON list.") var idsOut: String?
     @Flag(help: "Print one JSON object.") var json = false
 
@@ -60,7 +61,8 @@ struct InspectCommand: ParsableCommand {
     private func encode(_ model: String) throws {
         let result = try Tokenization(file: path, model: model)
         if let idsOut { try result.write(to: idsOut) }
-        Terminal.say(json ? result.json : "\(result.ids.count) tokens of \(result.byteCount) bytes in \(result.seconds) s")
+        Terminal.say(
+            json ? result.json : "\(result.ids.count) tokens of \(result.byteCount) bytes in \(result.seconds) s")
     }
 }
 
@@ -81,6 +83,7 @@ struct LogitsCommand: ParsableCommand {
     @Option(help: "CPU threads (default: all cores).") var threads: Int?
 
     func run() throws {
-        Terminal.say(try LogitFile.write(model: model, adapter: adapter, tokensFile: tokensFile, to: out, threads: threads))
+        Terminal.say(
+            try LogitFile.write(model: model, adapter: adapter, tokensFile: tokensFile, to: out, threads: threads))
     }
 }

@@ -4,7 +4,8 @@ import Martlet
 struct RecipeOptions: ParsableArguments {
     @Argument(help: "The recipe, a YAML file.") var recipe: String
     @Option(
-        name: .customLong("set"), help: ArgumentHelp("Override a key of the recipe. May be repeated.", valueName: "key=value"))
+        name: .customLong("set"),
+        help: ArgumentHelp("Override a key of the recipe. May be repeated.", valueName: "key=value"))
     var overrides: [String] = []
 
     func read() throws -> FineTune {
