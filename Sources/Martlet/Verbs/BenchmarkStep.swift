@@ -84,12 +84,12 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let backend = CPUBackend(threads: settings.threads)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
         let modelSettings = ModelSettings(.lora, adapter: lora)
-        let planner = Planner(c, modelSettings, backend), before = ProcessMemory.residentByteCount
+        let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
             stepTokens: step.tokenCount, maximumLength: step.tokenCount, tileTokens: settings.tileTokens,
             limit: settings.memoryLimit ?? ProcessMemory.availableByteCount * 9 / 10)
         // Before the model is made: measuring a plan again would take the backend's scratch memory away from it.
-        let planned = planner.byteCount(plan)
+        let planned = planner.byteCount(plan), before = ProcessMemory.residentByteCount
         let model = try Model(checkpoint, modelSettings, plan, backend)
         var result = StepBenchmark(
             backend: backend.name,
