@@ -12,6 +12,15 @@ extension CPUBackend {
         }
     }
 
+    package func set(_ y_N: Tensor, to x_N: Tensor) {
+        precondition(x_N.count == y_N.count)
+        guard x_N.count > 0 else { return }
+        let x = x_N.floats, y = y_N.floats
+        workers.run(over: x_N.count, by: elementsPerTask) { range, _ in
+            (y + range.lowerBound).update(from: x + range.lowerBound, count: range.count)
+        }
+    }
+
     package func add(_ x_N: Tensor, adding y_N: Tensor) {
         precondition(x_N.count == y_N.count)
         guard x_N.count > 0 else { return }

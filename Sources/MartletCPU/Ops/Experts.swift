@@ -92,21 +92,23 @@ struct ExpertWave {
 extension CPUBackend {
     package func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor
+        adding y_TH: Tensor?
     ) {
         let size = ExpertsSize(x_TH, routing, experts)
-        precondition(y_TH.count == x_TH.count && gateUp_RF.count >= size.r * 2 * size.f)
+        precondition(y_TH.map { $0.count == x_TH.count } ?? true)
+        precondition(gateUp_RF.count >= size.r * 2 * size.f)
         guard size.r > 0 else { return }
         var layout = scratch()
         let scratch = ExpertsScratch(&layout, size, trains: false, threads: workers.count)
         let pass = ExpertsForward(
             product: product, size: size, experts: experts, scratch: scratch, firstFlat: firstRow * size.k,
             x: x_TH.floats, order: routing.order_R.ints, weight: routing.weight_TK.floats, gateUp: gateUp_RF.floats,
-            y: y_TH.floats)
+            y: y_TH?.floats)
         forEachWave(size, routing.offset_E1.ints, scratch.segments) { wave in
             workers.run(wave.count) { pass.activate(wave[$0], $1) }
+            guard let y = pass.y else { return }
             workers.run(over: size.h, by: hiddenPanel) { panel, worker in
-                for i in 0..<wave.count { pass.project(wave[i], panel, worker) }
+                for i in 0..<wave.count { pass.project(wave[i], panel, into: y, worker) }
             }
         }
     }
@@ -141,7 +143,8 @@ private struct ExpertsForward {
     let order: Ints
     let weight: Floats
     let gateUp: Floats
-    let y: Floats
+    /// Nil: only the pre-activations are wanted.
+    let y: Floats?
 
     /// First half: gateUp = x W^T (+ adapter), act = silu(gate) * up, and p2 for the down adapter.
     func activate(_ segment: ExpertSegment, _ worker: Int) {
@@ -159,6 +162,7 @@ private struct ExpertsForward {
                 n, 2 * f, adapter.rank, Operand(p, adapter.rank), b, into: result, 2 * f, alpha: adapter.scale,
                 adds: true)
         }
+        guard y != nil else { return }
         let act = scratch.act + segment.local * f
         for i in 0..<n { gatedUnit(f, result + i * 2 * f, result + i * 2 * f + f, into: act + i * f) }
         guard let adapter = experts.downAdapter else { return }
@@ -179,7 +183,7 @@ private struct ExpertsForward {
     }
 
     /// Second half, for some columns of the result: y += weight * (act W^T (+ adapter)).
-    func project(_ segment: ExpertSegment, _ panel: Range<Int>, _ worker: Int) {
+    func project(_ segment: ExpertSegment, _ panel: Range<Int>, into y: Floats, _ worker: Int) {
         let (n, h, f, columns) = (segment.count, size.h, size.f, panel.count)
         let result = scratch.narrow[worker], order = order + segment.start
         let weights = experts.down_EHF.floats + (segment.expert * h + panel.lowerBound) * f
