@@ -47,9 +47,10 @@ public struct Evaluation: Sendable, Equatable, CustomStringConvertible {
             try Adapter(folder: path, for: checkpoint.configuration)
         }
         let rows = max(1, 4096 / settings.maxLength)
-        let model = try Model.forInference(
-            checkpoint, adapter: adapter, .loss(stepTokens: rows * settings.maxLength, length: settings.maxLength),
-            threads: settings.threads)
+        let use = Model.Use.loss(
+            stepTokens: min(rows * settings.maxLength, data.report.tokenCount),
+            length: max(data.report.longestExample, 2))
+        let model = try Model.forInference(checkpoint, adapter: adapter, use, threads: settings.threads)
         let steps = try StepLoader(
             examples: ExampleSet(all: data), settings: StepSettings(batchSize: rows, packs: true, shuffles: false))
         let watch = Stopwatch()

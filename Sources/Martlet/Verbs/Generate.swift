@@ -52,12 +52,14 @@ public final class TextGenerator {
     private let model: Model
     private let text: FolderText
 
-    /// Reads a model folder, and an adapter to apply; `context` tokens fit, prompt and answer together.
+    /// Reads a model folder, and an adapter to apply; `context` tokens fit, prompt and answer together (by
+    /// default 2048, or as many as the model can take).
     public init(
-        model folder: String, adapter: String? = nil, context: Int = 2048, threads: Int? = nil
+        model folder: String, adapter: String? = nil, context: Int? = nil, threads: Int? = nil
     ) throws(MartletError) {
         let checkpoint = try Checkpoint(folder: folder)
         let limit = checkpoint.configuration.maximumPositions
+        let context = context ?? min(2048, limit)
         guard context >= 2, context <= limit else {
             throw MartletError(
                 "the context cannot be \(context) tokens", in: "--context",

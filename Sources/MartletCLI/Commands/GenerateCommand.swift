@@ -26,7 +26,8 @@ struct GenerateCommand: ParsableCommand {
     @Option(help: "Draw from the likeliest tokens that reach this probability together.") var topP = 0.95
     @Option(help: "Draw from this many of the likeliest tokens; 0: all.") var topK = 0
     @Option(help: "Seed of the draws.") var seed = 0
-    @Option(help: "Tokens of prompt and answer together that fit.") var context = 2048
+    @Option(help: "Tokens of prompt and answer together that fit (default: 2048, or what the model can take).")
+    var context: Int?
     @Option(help: "CPU threads (default: all cores).") var threads: Int?
     @Flag(help: "Tell the speed on standard error.") var verbose = false
     @Flag(help: "Print one JSON object instead of the text as it comes.") var json = false
