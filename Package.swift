@@ -52,16 +52,24 @@ let package = Package(
             swiftSettings: strict),
 
         // The workshop.
-        .target(name: "MartletTestSupport", dependencies: ["MartletCore"], path: "Tests/MartletTestSupport", swiftSettings: strict),
+        .target(
+            name: "MartletTestSupport", dependencies: ["MartletCore"], path: "Tests/MartletTestSupport",
+            swiftSettings: strict),
         .testTarget(name: "CoreTests", dependencies: ["MartletCore", "MartletTestSupport"], swiftSettings: strict),
-        .testTarget(name: "CPUTests", dependencies: ["MartletCPU", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
-        .testTarget(name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "CPUTests", dependencies: ["MartletCPU", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"],
+            resources: [.copy("TemplateGoldens")], swiftSettings: strict),
         .testTarget(
             name: "ModelTests", dependencies: ["MartletModel", "MartletCPU", "MartletCore", "MartletTestSupport"],
+            resources: [.copy("ModelGoldens")],
             swiftSettings: strict),
         .testTarget(
             name: "MartletTests",
-            dependencies: ["Martlet", "MartletModel", "MartletData", "MartletCPU", "MartletCore", "MartletTestSupport"],
+            dependencies: [
+                "Martlet", "MartletModel", "MartletData", "MartletCPU", "MartletCore", "MartletTestSupport",
+            ],
             swiftSettings: strict),
     ]
 )

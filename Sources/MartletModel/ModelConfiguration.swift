@@ -1,4 +1,4 @@
-internal import MartletCore
+package import MartletCore
 
 /// The shape and behaviour of a decoder, family-free: families fill it in (Families/), layers read it.
 package struct ModelConfiguration: Sendable, Equatable {
@@ -20,6 +20,31 @@ package struct ModelConfiguration: Sendable, Equatable {
     package var experts: ExpertsConfiguration?
     /// For each layer, whether its MLP is a mixture of experts.
     package var isSparse: [Bool]
+    /// `eos_token_id`: one, several or none; generation_config.json may say otherwise.
+    package var endTokens: [Int]
+
+    package init(
+        modelType: String, hiddenSize: Int, layerCount: Int, vocabularyCount: Int, queryHeadCount: Int,
+        keyValueHeadCount: Int, headSize: Int, denseInnerSize: Int, rmsEpsilon: Float = 1e-6, ropeTheta: Double,
+        maximumPositions: Int, tiesEmbeddings: Bool, experts: ExpertsConfiguration? = nil, isSparse: [Bool],
+        endTokens: [Int] = []
+    ) {
+        self.modelType = modelType
+        self.hiddenSize = hiddenSize
+        self.layerCount = layerCount
+        self.vocabularyCount = vocabularyCount
+        self.queryHeadCount = queryHeadCount
+        self.keyValueHeadCount = keyValueHeadCount
+        self.headSize = headSize
+        self.denseInnerSize = denseInnerSize
+        self.rmsEpsilon = rmsEpsilon
+        self.ropeTheta = ropeTheta
+        self.maximumPositions = maximumPositions
+        self.tiesEmbeddings = tiesEmbeddings
+        self.experts = experts
+        self.isSparse = isSparse
+        self.endTokens = endTokens
+    }
 
     package struct ExpertsConfiguration: Sendable, Equatable {
         package var expertCount: Int
@@ -28,5 +53,44 @@ package struct ModelConfiguration: Sendable, Equatable {
         package var normalizesTopK: Bool
         /// `router_aux_loss_coef`, used only when the router is trained.
         package var auxiliaryLossCoefficient: Double
+
+        package init(
+            expertCount: Int, expertsPerToken: Int, innerSize: Int, normalizesTopK: Bool,
+            auxiliaryLossCoefficient: Double = 0.001
+        ) {
+            self.expertCount = expertCount
+            self.expertsPerToken = expertsPerToken
+            self.innerSize = innerSize
+            self.normalizesTopK = normalizesTopK
+            self.auxiliaryLossCoefficient = auxiliaryLossCoefficient
+        }
+    }
+
+    /// Reads a parsed config.json, in the hub's spelling or that of transformers 5.
+    package init(json: JSON) throws(MartletError) {
+        let family = try Family.of(json)
+        self = try family.readConfiguration(ConfigurationReader(json))
+    }
+
+    /// config.json for this configuration, in the hub's spelling.
+    package func json(dtype: DType) -> JSON {
+        guard let family = Family.named(modelType) else { return .object([:]) }
+        var object = family.writeConfiguration(self)
+        object["torch_dtype"] = .string(dtype.torchName)
+        return .object(object)
+    }
+}
+
+extension DType {
+    /// The name that PyTorch, and so config.json, uses.
+    package var torchName: String {
+        switch self {
+        case .float32: "float32"
+        case .bfloat16: "bfloat16"
+        case .float16: "float16"
+        case .int32: "int32"
+        case .int64: "int64"
+        case .uint8: "uint8"
+        }
     }
 }

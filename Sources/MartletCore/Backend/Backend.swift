@@ -24,6 +24,8 @@ package protocol Backend: AnyObject {
     /// Copies `source` to the host, in its own dtype.
     func download(_ source: Tensor, into destination: UnsafeMutableRawBufferPointer)
     func zero(_ x_N: Tensor)
+    /// y = x
+    func set(_ y_N: Tensor, to x_N: Tensor)
     /// y += x
     func add(_ x_N: Tensor, adding y_N: Tensor)
 
@@ -72,9 +74,10 @@ package protocol Backend: AnyObject {
         into dlogits_TE: Tensor)
 
     /// y += sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
-    /// Leaves the pre-activations in `gateUp_RF`, rows in the routing's order, for the backward pass.
+    /// Leaves the pre-activations in `gateUp_RF`, rows in the routing's order, for the backward pass; with `y_TH` nil
+    /// only those are made.
     func experts(
-        _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor, adding y_TH: Tensor)
+        _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor, adding y_TH: Tensor?)
     /// The gradient of the routing weights overwrites `dweight_TK`; adapters' and weights' gradients accumulate.
     func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,

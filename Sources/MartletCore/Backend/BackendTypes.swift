@@ -42,8 +42,9 @@ package struct LoRA: Sendable {
 }
 
 /// Inverted dropout on the input of an adapter. The mask is a function of (key, row, column), so the backward pass makes
-/// it again: element (row, column) of a [rows, width] input is kept when the uniform number of counter
-/// `row * width + column` under `Philox(seed: key)` is at least `probability`, and then scaled by 1 / (1 - probability).
+/// it again. Element i = row * width + column of a [rows, width] input owns word i % 4 of counter i / 4 under
+/// `Philox(seed: key)`; it is kept when (word >> 8) * 2^-24 is at least `probability`, and then scaled by
+/// 1 / (1 - probability).
 /// The row of a projection is `firstRow + t`; of an expert `(firstRow + t) * K + k`.
 package struct Dropout: Sendable {
     package var probability: Float
@@ -104,7 +105,8 @@ package struct RoPE: Sendable {
 }
 
 /// One sequence's part of a tile. Query row `queryStart + i` sees key rows
-/// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end.
+/// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end. The spans of a call share no
+/// query and no key.
 package struct AttentionSpan: Sendable, Equatable {
     package var queryStart: Int
     package var queryCount: Int

@@ -10,17 +10,22 @@ extension JSON {
         self = try outcome.get()
     }
 
-    package init(parsing bytes: UnsafeRawBufferPointer) throws(MartletError) {
-        var parser = JSONParser(bytes: bytes)
+    /// `rejectsRepeatedKeys` is for formats in which a key named twice is an attack or a fault, never a habit.
+    package init(parsing bytes: UnsafeRawBufferPointer, rejectsRepeatedKeys: Bool = false) throws(MartletError) {
+        var parser = JSONParser(bytes: bytes, rejectsRepeatedKeys: rejectsRepeatedKeys)
         self = try parser.document()
     }
 }
 
 private struct JSONParser {
     let bytes: UnsafeRawBufferPointer
+    let rejectsRepeatedKeys: Bool
     var i = 0
 
-    init(bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
+    init(bytes: UnsafeRawBufferPointer, rejectsRepeatedKeys: Bool) {
+        self.bytes = bytes
+        self.rejectsRepeatedKeys = rejectsRepeatedKeys
+    }
 
     mutating func document() throws(MartletError) -> JSON {
         if bytes.count >= 3, bytes[0] == 0xEF, bytes[1] == 0xBB, bytes[2] == 0xBF { i = 3 }
@@ -77,6 +82,7 @@ private struct JSONParser {
             skipSpace()
             guard i < bytes.count, bytes[i] == UInt8(ascii: "\"") else { throw failure("expected a key in quotes") }
             let key = try string()
+            if rejectsRepeatedKeys, object[key] != nil { throw failure("the key '\(key)' stands there twice") }
             skipSpace()
             guard i < bytes.count, bytes[i] == UInt8(ascii: ":") else { throw failure("expected ':' after a key") }
             i += 1
@@ -139,7 +145,9 @@ private struct JSONParser {
     mutating func string() throws(MartletError) -> String {
         i += 1
         let start = i
-        while i < bytes.count, bytes[i] != UInt8(ascii: "\""), bytes[i] != UInt8(ascii: "\\"), bytes[i] >= 0x20 { i += 1 }
+        while i < bytes.count, bytes[i] != UInt8(ascii: "\""), bytes[i] != UInt8(ascii: "\\"), bytes[i] >= 0x20 {
+            i += 1
+        }
         guard i < bytes.count else { throw failure("a string is not closed") }
         if bytes[i] == UInt8(ascii: "\"") {
             defer { i += 1 }
@@ -177,7 +185,9 @@ private struct JSONParser {
         case UInt8(ascii: "\""), UInt8(ascii: "\\"), UInt8(ascii: "/"): out.append(byte)
         case UInt8(ascii: "u"):
             var code = UInt32(try hex4())
-            if code >> 10 == 0x36, i + 1 < bytes.count, bytes[i] == UInt8(ascii: "\\"), bytes[i + 1] == UInt8(ascii: "u") {
+            if code >> 10 == 0x36, i + 1 < bytes.count, bytes[i] == UInt8(ascii: "\\"),
+                bytes[i + 1] == UInt8(ascii: "u")
+            {
                 let rewind = i
                 i += 2
                 let low = UInt32(try hex4())

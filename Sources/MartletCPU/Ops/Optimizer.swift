@@ -1,0 +1,60 @@
+package import MartletCore
+
+extension CPUBackend {
+    /// As torch.optim.AdamW: p -= lr wd p; m, v; p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + epsilon).
+    package func adamW(
+        _ parameter_N: Tensor, _ gradient_N: Tensor, _ firstMoment_N: Tensor, _ secondMoment_N: Tensor,
+        _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
+    ) {
+        precondition(step >= 1 && parameter_N.count == gradient_N.count)
+        precondition(parameter_N.count == firstMoment_N.count && parameter_N.count == secondMoment_N.count)
+        guard parameter_N.count > 0 else { return }
+        let correction1 = 1 - Double(settings.beta1).raised(to: Double(step))
+        let correction2 = 1 - Double(settings.beta2).raised(to: Double(step))
+        let update = AdamWUpdate(
+            decay: Float(1 - Double(learningRate) * Double(settings.weightDecay)),
+            beta1: settings.beta1, beta2: settings.beta2,
+            size: Float(Double(learningRate) / correction1), root: Float(1 / correction2.squareRoot()),
+            epsilon: settings.epsilon, gradientScale: gradientScale)
+        let parameter = parameter_N.floats, gradient = gradient_N.floats
+        let first = firstMoment_N.floats, second = secondMoment_N.floats
+        workers.run(over: parameter_N.count, by: elementsPerTask) { range, _ in
+            let i = range.lowerBound
+            update.apply(range.count, parameter + i, gradient + i, first + i, second + i)
+        }
+    }
+}
+
+/// The numbers of one step, the same for every element.
+private struct AdamWUpdate {
+    var decay: Float
+    var beta1: Float
+    var beta2: Float
+    var size: Float
+    var root: Float
+    var epsilon: Float
+    var gradientScale: Float
+
+    func apply(_ count: Int, _ parameter: Floats, _ gradient: Floats, _ first: Floats, _ second: Floats) {
+        forEachLanes(count) {
+            let new = updated(load(parameter + $0), load(gradient + $0), load(first + $0), load(second + $0))
+            store(new.parameter, to: parameter + $0)
+            store(new.first, to: first + $0)
+            store(new.second, to: second + $0)
+        } tail: {
+            let new = updated(
+                Lanes(repeating: parameter[$0]), Lanes(repeating: gradient[$0]), Lanes(repeating: first[$0]),
+                Lanes(repeating: second[$0]))
+            (parameter[$0], first[$0], second[$0]) = (new.parameter[0], new.first[0], new.second[0])
+        }
+    }
+
+    @inline(__always) private func updated(
+        _ parameter: Lanes, _ gradient: Lanes, _ first: Lanes, _ second: Lanes
+    ) -> (parameter: Lanes, first: Lanes, second: Lanes) {
+        let g = gradient * gradientScale
+        let m = first * beta1 + g * (1 - beta1)
+        let v = second * beta2 + g * g * (1 - beta2)
+        return (parameter * decay - m / (squareRoot(v) * root + epsilon) * size, m, v)
+    }
+}

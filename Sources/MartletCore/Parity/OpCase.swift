@@ -1,0 +1,59 @@
+/// One op, forward and backward, on inputs made from a seed. It runs on any backend: against a formula in the tests,
+/// against the CPU backend on a user's GPU.
+///
+/// Names tell what stands where: input `x` and its gradient, result `dx`; result `y` and its given gradient, input `dy`.
+/// What an op adds to starts as the input of the result's name and ".start".
+package struct OpCase: Sendable {
+    package var name: String
+    /// Extents by their letters in `Backend`, flags as 0 and 1.
+    package var sizes: [String: Int]
+    package var scalars: [String: Float]
+    package var inputs: [String: [Float]]
+    package var ids: [String: [Int32]]
+    private let body: @Sendable (OpCase, OpBench) -> [String: [Float]]
+
+    package init(
+        _ name: String, seed: UInt64, sizes: [String: Int], scalars: [String: Float] = [:], inputs: [String: Int],
+        ids: [String: [Int32]] = [:], body: @escaping @Sendable (OpCase, OpBench) -> [String: [Float]]
+    ) {
+        self.name = name
+        self.sizes = sizes
+        self.scalars = scalars
+        self.ids = ids
+        self.body = body
+        var stream = RandomStream(seed: seed)
+        self.inputs = [:]
+        for (input, count) in inputs.sorted(by: { $0.key < $1.key }) {
+            self.inputs[input] = (0..<count).map { _ in stream.normal() }
+        }
+    }
+
+    package subscript(size: String) -> Int { sizes[size, default: 0] }
+
+    /// The values of an input, empty where the case has no such input.
+    package func values(_ input: String) -> [Float] { inputs[input, default: []] }
+
+    /// The results by name; ids come as floats.
+    package func run(on backend: any Backend) throws(MartletError) -> (results: [String: [Float]], isContained: Bool) {
+        var shapes = ScratchShapes()
+        (shapes.tokens, shapes.hidden, shapes.vocabulary) = (self["T"], self["H"], self["V"])
+        (shapes.queryHeads, shapes.keyValueHeads, shapes.headSize) = (self["Q"], self["G"], self["D"])
+        (shapes.experts, shapes.expertsPerToken, shapes.expertInner) = (self["E"], self["K"], self["F"])
+        (shapes.widest, shapes.rank) = (max(self["I"], self["O"]), self["A"])
+        let inputBytes = inputs.values.reduce(0) { $0 + roundUp(4 * $1.count, to: 256) + 1024 }
+        let bench = try OpBench(backend, shapes: shapes, byteCount: 4 * inputBytes + 1 << 20)
+        let results = body(self, bench)
+        return (results, bench.sentinelsAreIntact)
+    }
+
+    // MARK: For bodies
+
+    package func tensor(_ input: String, _ shape: Shape, in bench: OpBench) -> Tensor {
+        bench.tensor(values(input), shape)
+    }
+
+    /// The tensor, or nil where the case has no such input.
+    package func optional(_ input: String, _ shape: Shape, in bench: OpBench) -> Tensor? {
+        inputs[input].map { bench.tensor($0, shape) }
+    }
+}

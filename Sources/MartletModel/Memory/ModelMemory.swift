@@ -1,0 +1,115 @@
+internal import MartletCore
+
+/// All memory of a model under a plan. Carved from a measuring arena it is the memory table; from a real one, the run.
+final class ModelMemory {
+    let tokens_T, targets_T, positions_T: Tensor
+    /// Trained parameters, in a fixed order: embedding first, then layer by layer, then the head.
+    let parameters: [Parameter]
+    /// Adapter factors that are only applied.
+    let appliedAdapters: [Weight: (a: Tensor, b: Tensor)]
+    /// Embedding, final norm and head, unless they are trained.
+    let outerWeights: [Weight: Tensor]
+    /// Slots for decoded layer weights: one, or one a layer; nothing where the parameter itself is computed with.
+    let layerSlots: [[Weight.Kind: Tensor]]
+    let rope: RoPE
+    let hidden: [Tensor]
+    let dhidden_TH: Tensor?
+    /// Rotated keys and values of the step; one a layer when generating, else shared.
+    let keyValueRows: [KeyValueRows]
+    let dkeyValueRows: KeyValueRows?
+    /// One a kept layer, by layer.
+    let kept: [Int: SavedActivations]
+    /// Shared by the other layers, by whether the layer is sparse.
+    let recomputed: [Bool: SavedActivations]
+    let workspace: Workspace
+    /// Room for logits that are read back.
+    let logits_TV: Tensor
+
+    init(
+        _ c: ModelConfiguration, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend, in arena: Arena
+    ) {
+        let dtype = backend.computeDType
+        let T = plan.stepTokens, L = c.layerCount, G = c.keyValueHeadCount, D = c.headSize
+        tokens_T = arena.carve([T], .int32, for: .workspace)
+        targets_T = arena.carve([T], .int32, for: .workspace)
+        positions_T = arena.carve([T], .int32, for: .workspace)
+
+        let trainables = Trainables(c, settings, in: arena, dtype)
+        parameters = trainables.parameters
+        appliedAdapters = trainables.applied
+        let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
+
+        outerWeights = Dictionary(
+            uniqueKeysWithValues: c.outerWeights.filter { !whole.contains($0) }.map {
+                ($0, arena.carve(c.shape(of: $0), dtype, for: .weights))
+            })
+        layerSlots = ModelMemory.layerSlots(c, plan, whole, arena, dtype)
+        rope = RoPE(
+            cosine_PJ: arena.carve([plan.maximumLength, D / 2], .float32, for: .weights),
+            sine_PJ: arena.carve([plan.maximumLength, D / 2], .float32, for: .weights))
+
+        hidden = (0..<(settings.trains ? L + 1 : 2)).map { _ in arena.carve([T, c.hiddenSize], dtype, for: .hidden) }
+        dhidden_TH = settings.trains ? arena.carve([T, c.hiddenSize], dtype, for: .hidden) : nil
+        func carveRows(_ row: Arena.Row) -> KeyValueRows {
+            KeyValueRows(key_UGD: arena.carve([T, G, D], dtype, for: row), value_UGD: arena.carve([T, G, D], dtype, for: row))
+        }
+        keyValueRows = (0..<(plan.caches ? L : 1)).map { _ in carveRows(plan.caches ? .cache : .workspace) }
+        dkeyValueRows = settings.trains ? carveRows(.workspace) : nil
+
+        let keptLayers = (L - plan.keptLayers)..<L
+        kept = Dictionary(
+            uniqueKeysWithValues: keptLayers.map {
+                ($0, SavedActivations(c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, in: arena, dtype))
+            })
+        let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })
+        recomputed = Dictionary(
+            uniqueKeysWithValues: [true, false].filter(kinds.contains).map {
+                let keyRows = settings.trains ? T : plan.tileTokens
+                return ($0, SavedActivations(c, isSparse: $0, plan: plan, keeps: false, keyRows: keyRows, in: arena, dtype))
+            })
+        workspace = Workspace(c, tile: plan.tileTokens, trains: settings.trains, in: arena, dtype)
+        logits_TV = arena.carve([plan.logitRows, c.vocabularyCount], dtype, for: .workspace)
+        backend.reserveScratch(for: c.scratchShapes(plan, settings), in: arena)
+    }
+
+    private static func layerSlots(
+        _ c: ModelConfiguration, _ plan: ExecutionPlan, _ whole: Set<Weight>, _ arena: Arena, _ dtype: DType
+    ) -> [[Weight.Kind: Tensor]] {
+        if plan.keepsWeights {
+            return (0..<c.layerCount).map { layer in
+                Dictionary(
+                    uniqueKeysWithValues: c.layerWeights(layer).filter { !whole.contains($0) }.map {
+                        ($0.kind, arena.carve(c.shape(of: $0), dtype, for: .weights))
+                    })
+            }
+        }
+        // One slot that fits any layer: a weight's shape depends only on its kind.
+        var slot: [Weight.Kind: Tensor] = [:]
+        for layer in 0..<c.layerCount {
+            for weight in c.layerWeights(layer) where slot[weight.kind] == nil && !whole.contains(weight) {
+                slot[weight.kind] = arena.carve(c.shape(of: weight), dtype, for: .layer)
+            }
+        }
+        return [slot]
+    }
+}
+
+extension ModelConfiguration {
+    func scratchShapes(_ plan: ExecutionPlan, _ settings: ModelSettings) -> ScratchShapes {
+        var shapes = ScratchShapes()
+        shapes.tokens = plan.tileTokens
+        shapes.hidden = hiddenSize
+        shapes.vocabulary = vocabularyCount
+        shapes.queryHeads = queryHeadCount
+        shapes.keyValueHeads = keyValueHeadCount
+        shapes.headSize = headSize
+        shapes.experts = experts?.expertCount ?? 0
+        shapes.expertsPerToken = experts?.expertsPerToken ?? 0
+        shapes.expertInner = experts?.innerSize ?? 0
+        let inner = isSparse.allSatisfy { $0 } ? 0 : denseInnerSize
+        shapes.widest = max(hiddenSize, queryHeadCount * headSize, inner, experts?.expertCount ?? 0)
+        shapes.rank = settings.adapter?.rank ?? 0
+        shapes.trains = settings.trains
+        return shapes
+    }
+}

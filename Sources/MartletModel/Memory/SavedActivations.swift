@@ -1,0 +1,73 @@
+internal import MartletCore
+
+/// Memory for what a layer leaves for its backward pass: of a whole step (a layer that keeps), or of one tile (shared by
+/// all layers that recompute).
+struct SavedActivations {
+    private let query_TQD: Tensor
+    private let key_TGD: Tensor
+    /// The values of the whole step; only a layer that keeps has its own.
+    let value_TGD: Tensor?
+    private let output_TQD: Tensor
+    private let logSumExp_TQ: Tensor
+    private let middle_TH: Tensor
+    private let dense: (gate_TF: Tensor, up_TF: Tensor)?
+    private let sparse: (routing: Routing, gateUp_RF: Tensor)?
+    private let tileTokens: Int
+    private let keeps: Bool
+
+    /// `rows` tokens; `keeps` says whether tiles have rows of their own here. `keyRows` lets the unrotated keys of a
+    /// whole step stand beside one tile of the rest (they are needed again when the tile's backward pass comes).
+    init(
+        _ configuration: ModelConfiguration, isSparse: Bool, plan: ExecutionPlan, keeps: Bool, keyRows: Int,
+        in arena: Arena, _ dtype: DType
+    ) {
+        let c = configuration
+        let T = keeps ? plan.stepTokens : plan.tileTokens
+        let row: Arena.Row = keeps ? .kept : .workspace
+        func carve(_ shape: Shape, _ type: DType = dtype) -> Tensor { arena.carve(shape, type, for: row) }
+        self.keeps = keeps
+        tileTokens = plan.tileTokens
+        query_TQD = carve([T, c.queryHeadCount, c.headSize])
+        key_TGD = carve([keyRows, c.keyValueHeadCount, c.headSize])
+        value_TGD = keeps ? carve([T, c.keyValueHeadCount, c.headSize]) : nil
+        output_TQD = carve([T, c.queryHeadCount, c.headSize])
+        logSumExp_TQ = carve([T, c.queryHeadCount], .float32)
+        middle_TH = carve([T, c.hiddenSize])
+        if isSparse, let e = c.experts {
+            let E = e.expertCount, K = e.expertsPerToken
+            let routing = Routing(
+                probability_TE: carve([T, E], .float32), logSumExp_T: carve([T], .float32),
+                expert_TK: carve([T, K], .int32), weight_TK: carve([T, K], .float32),
+                order_R: carve([T * K], .int32), offset_E1: carve([keeps ? plan.tileCount : 1, E + 1], .int32))
+            sparse = (routing, carve([T * K, 2 * e.innerSize]))
+            dense = nil
+        } else {
+            dense = (carve([T, c.denseInnerSize]), carve([T, c.denseInnerSize]))
+            sparse = nil
+        }
+    }
+
+    /// The part that belongs to `tile`.
+    func saved(for tile: Tile) -> LayerSaved {
+        let rows = keeps ? tile.rows : 0..<tile.count
+        let keyRows = key_TGD.shape[0] >= tile.rows.upperBound ? tile.rows : rows
+        let attention = AttentionSaved(
+            query_TQD: query_TQD.rows(rows), key_TGD: key_TGD.rows(keyRows),
+            output_TQD: output_TQD.rows(rows), logSumExp_TQ: logSumExp_TQ.rows(rows))
+        return LayerSaved(attention: attention, middle_TH: middle_TH.rows(rows), feedForward: feedForward(rows))
+    }
+
+    private func feedForward(_ rows: Range<Int>) -> FeedForwardSaved {
+        guard let (routing, gateUp_RF) = sparse else {
+            guard let dense else { preconditionFailure("neither dense nor sparse") }
+            return .dense(gate_TF: dense.gate_TF.rows(rows), up_TF: dense.up_TF.rows(rows))
+        }
+        let K = routing.expert_TK.shape[1]
+        let routed = rows.lowerBound * K..<rows.upperBound * K
+        let tileRouting = Routing(
+            probability_TE: routing.probability_TE.rows(rows), logSumExp_T: routing.logSumExp_T.rows(rows),
+            expert_TK: routing.expert_TK.rows(rows), weight_TK: routing.weight_TK.rows(rows),
+            order_R: routing.order_R.rows(routed), offset_E1: routing.offset_E1[rows.lowerBound / tileTokens])
+        return .sparse(routing: tileRouting, gateUp_RF: gateUp_RF.rows(routed))
+    }
+}

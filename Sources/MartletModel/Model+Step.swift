@@ -1,0 +1,251 @@
+package import MartletCore
+
+// One optimizer step, layer-major: all of the step's tokens go through layer l, tile by tile, before layer l + 1.
+
+extension Model {
+    /// Forward and backward over a whole step. Gradients are zeroed first; the loss is the mean over the step's targets.
+    package func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome {
+        precondition(settings.trains, "a model made for inference cannot train")
+        dropoutStep = index
+        defer { dropoutStep = nil }
+        let tiles = try begin(step)
+        for parameter in parameters { backend.zero(parameter.gradient) }
+        var outcome = try forward(step, tiles)
+        guard outcome.targetCount > 0 else {
+            throw MartletError(
+                "a step has no token to learn from", in: "step \(index)",
+                because: "none of its \(step.tokenCount) tokens counts in the loss",
+                fix: "check the loss mask with `martlet inspect`, or raise max_length so that answers are not cut off")
+        }
+        readLoss(step, tiles, gradientScale: 1 / Float(outcome.targetCount), &outcome)
+        let zScale = prepareAuxiliary(step, &outcome)
+        try backward(step, tiles, zScale: zScale)
+        return outcome
+    }
+
+    /// Forward only: the loss of a step.
+    package func evaluate(_ step: PackedStep) throws(MartletError) -> StepOutcome {
+        let tiles = try begin(step)
+        var outcome = try forward(step, tiles)
+        readLoss(step, tiles, gradientScale: nil, &outcome)
+        return outcome
+    }
+
+    /// Logits of every row, for tests and for checking what was exported: `plan.logitRows` must be a tile's rows.
+    package func logits(_ step: PackedStep) throws(MartletError) -> [Float] {
+        let tiles = try begin(step)
+        _ = try forward(step, tiles)
+        return tiles.flatMap { tile in floats(logits(of: finalHidden.rows(tile.rows))) }
+    }
+
+    // MARK: Stations
+
+    /// Checks a step against the plan and puts its ids where the ops read them.
+    private func begin(_ step: PackedStep) throws(MartletError) -> [Tile] {
+        routerSums = RouterSums()
+        let T = step.tokenCount
+        guard T > 0, T <= plan.stepTokens else {
+            throw MartletError(
+                "a step holds \(T) tokens", in: "the packed step", because: "the plan is for 1 to \(plan.stepTokens)",
+                fix: "keep max_length x batch x accumulation within the planned step")
+        }
+        for (row, token) in step.tokens.enumerated() where token < 0 || token >= configuration.vocabularyCount {
+            throw MartletError(
+                "token id \(token) is not in the model's vocabulary", in: "row \(row) of a packed step",
+                because: "the embedding has \(configuration.vocabularyCount) rows",
+                fix: "use the tokenizer that belongs to this checkpoint")
+        }
+        if let longest = step.positions.max(), longest >= plan.maximumLength {
+            throw MartletError(
+                "a sequence is \(longest + 1) tokens long", in: "the packed step",
+                because: "the plan is for at most \(plan.maximumLength)", fix: "raise max_length, or truncate")
+        }
+        upload(step.tokens, into: memory.tokens_T.rows(0..<T))
+        upload(step.targets, into: memory.targets_T.rows(0..<T))
+        upload(step.positions, into: memory.positions_T.rows(0..<T))
+        return stride(from: 0, to: T, by: plan.tileTokens).map { start in
+            let rows = start..<min(start + plan.tileTokens, T)
+            return Tile(rows: rows, positions_T: memory.positions_T.rows(rows), spans: step.spans(in: rows))
+        }
+    }
+
+    private func forward(_ step: PackedStep, _ tiles: [Tile]) throws(MartletError) -> StepOutcome {
+        var outcome = StepOutcome()
+        outcome.targetCount = step.targetCount
+        let embedding = outer(.embedding).value
+        for tile in tiles {
+            backend.embedding(memory.tokens_T.rows(tile.rows), embedding, into: hidden(0).rows(tile.rows))
+        }
+        for index in 0..<configuration.layerCount {
+            let weights = try weights(of: index)
+            let rows = keyValueRows(index)
+            var load = [Int](repeating: 0, count: configuration.experts?.expertCount ?? 0)
+            for tile in tiles {
+                let saved = savedActivations(index).saved(for: tile)
+                layer.forward(
+                    hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
+                    into: hidden(index + 1).rows(tile.rows), saving: saved)
+                if case .sparse(let routing, _) = saved.feedForward { count(routing, tile, &load, &outcome) }
+            }
+            if configuration.isSparse[index] { outcome.expertLoad_LE.append(load) }
+        }
+        return outcome
+    }
+
+    /// The loss of every row; with a gradient scale, also the gradient of the last hidden states.
+    private func readLoss(_ step: PackedStep, _ tiles: [Tile], gradientScale: Float?, _ outcome: inout StepOutcome) {
+        let norm = outer(.finalNorm), head = outer(configuration.headWeight)
+        for tile in tiles {
+            let x_TH = finalHidden.rows(tile.rows)
+            let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
+            let loss_T = memory.workspace.loss_T.rows(0..<tile.count)
+            let dnormed_TH = gradientScale == nil ? nil : memory.workspace.dnormed_TH.rows(0..<tile.count)
+            backend.rmsNorm(x_TH, norm.value, epsilon: configuration.rmsEpsilon, into: normed_TH)
+            backend.crossEntropy(
+                normed_TH, head.value, memory.targets_T.rows(tile.rows), gradientScale: gradientScale,
+                into: loss_T, dnormed_TH, accumulating: gradientScale == nil ? nil : head.gradient)
+            outcome.lossSum += floats(loss_T).reduce(0) { $0 + Double($1) }
+            if let dnormed_TH, let dx_TH = memory.dhidden_TH?.rows(tile.rows) {
+                backend.zero(dx_TH)
+                backend.rmsNormBackward(
+                    x_TH, norm.value, epsilon: configuration.rmsEpsilon, dnormed_TH,
+                    adding: dx_TH, accumulating: norm.gradient)
+            }
+        }
+    }
+
+    private func backward(_ step: PackedStep, _ tiles: [Tile], zScale: Float?) throws(MartletError) {
+        guard let dhidden_TH = memory.dhidden_TH, let dstep = memory.dkeyValueRows else { return }
+        let rowsOfStep = 0..<step.tokenCount
+        let auxiliary = zScale.map { RouterAuxiliary(dprobability_E: memory.workspace.dprobability_E, zScale: $0) }
+        for index in (0..<configuration.layerCount).reversed() {
+            let weights = try weights(of: index)
+            let rows = keyValueRows(index), x_TH = hidden(index)
+            let keeps = memory.kept[index] != nil
+            backend.zero(dstep.key_UGD.rows(rowsOfStep))
+            backend.zero(dstep.value_UGD.rows(rowsOfStep))
+            for tile in tiles { restoreKeys(x_TH.rows(tile.rows), weights, tile, rows, index, keeps: keeps) }
+            for tile in tiles.reversed() {
+                let saved = savedActivations(index).saved(for: tile)
+                let x_TH = x_TH.rows(tile.rows)
+                if !keeps {
+                    layer.forward(
+                        x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true)
+                }
+                layer.backward(
+                    x_TH, weights, tile, rows, dstep, memory.workspace, saved, auxiliary, dhidden_TH.rows(tile.rows))
+            }
+        }
+        if let dtable_VH = outer(.embedding).gradient {
+            for tile in tiles {
+                backend.embeddingBackward(
+                    memory.tokens_T.rows(tile.rows), dhidden_TH.rows(tile.rows), accumulating: dtable_VH)
+            }
+        }
+    }
+
+    /// Makes the rotated keys of a tile (and, where the layer kept nothing, keys and values from its input) again.
+    private func restoreKeys(
+        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ index: Int, keeps: Bool
+    ) {
+        let saved = savedActivations(index).saved(for: tile).attention
+        guard !keeps else { return layer.attention.rotateKeys(weights, tile, into: rows, from: saved) }
+        let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
+        backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: configuration.rmsEpsilon, into: normed_TH)
+        layer.attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved)
+    }
+
+    // MARK: Router losses and counts
+
+    private func count(_ routing: Routing, _ tile: Tile, _ load: inout [Int], _ outcome: inout StepOutcome) {
+        let offsets = integers(routing.offset_E1)
+        for expert in load.indices { load[expert] += Int(offsets[expert + 1] - offsets[expert]) }
+        guard settings.trainsRouter else { return }
+        routerSums.add(probabilities: floats(routing.probability_TE), logSumExp: floats(routing.logSumExp_T))
+    }
+
+    /// The load-balancing loss, E * sum of f_e P_e pooled over all sparse layers and tokens (Fedus et al. 2021; f_e sums
+    /// to K), and the z loss, the mean of logSumExp^2 (Zoph et al. 2022): their values, and their gradients' factors.
+    private func prepareAuxiliary(_ step: PackedStep, _ outcome: inout StepOutcome) -> Float? {
+        guard settings.trainsRouter, let E = configuration.experts?.expertCount, routerSums.rowCount > 0 else { return nil }
+        let sums = routerSums
+        routerSums = RouterSums()
+        let rows = Double(sums.rowCount)
+        var share_E = [Double](repeating: 0, count: E)
+        for load in outcome.expertLoad_LE {
+            for expert in 0..<E { share_E[expert] += Double(load[expert]) / rows }
+        }
+        let balance = Double(E) * zip(share_E, sums.probability_E).reduce(0) { $0 + $1.0 * $1.1 / rows }
+        outcome.auxiliaryLoss = settings.auxiliaryLossCoefficient * balance
+        outcome.zLoss = settings.zLossCoefficient * sums.squaredLogSumExp / rows
+        let factor = settings.auxiliaryLossCoefficient * Double(E) / rows
+        upload(share_E.map { Float(factor * $0) }, into: memory.workspace.dprobability_E)
+        return Float(2 * settings.zLossCoefficient / rows)
+    }
+
+    // MARK: Where things are
+
+    /// The hidden states entering layer `index`; without a backward pass two buffers take turns.
+    func hidden(_ index: Int) -> Tensor { memory.hidden[settings.trains ? index : index % 2] }
+    var finalHidden: Tensor { hidden(configuration.layerCount) }
+
+    func keyValueRows(_ index: Int) -> KeyValueRows {
+        var rows = memory.keyValueRows[plan.caches ? index : 0]
+        if let kept = memory.kept[index]?.value_TGD { rows.value_UGD = kept }
+        return rows
+    }
+
+    func savedActivations(_ index: Int) -> SavedActivations {
+        guard let saved = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
+            preconditionFailure("layer \(index) has no memory for its activations")
+        }
+        return saved
+    }
+
+    /// Logits of the final hidden states `x_TH`, in `plan.logitRows` rows at most.
+    func logits(of x_TH: Tensor) -> Tensor {
+        let logits_TV = memory.logits_TV.rows(0..<x_TH.shape[0])
+        let normed_TH = memory.workspace.normed_TH.rows(0..<x_TH.shape[0])
+        backend.rmsNorm(x_TH, outer(.finalNorm).value, epsilon: configuration.rmsEpsilon, into: normed_TH)
+        let head = Linear(weight_OI: outer(configuration.headWeight).value)
+        backend.linear(normed_TH, head, firstRow: 0, into: logits_TV, adds: false)
+        return logits_TV
+    }
+}
+
+/// Sums over a step that the router losses need, kept in double.
+struct RouterSums {
+    var rowCount = 0
+    var probability_E: [Double] = []
+    var squaredLogSumExp = 0.0
+
+    mutating func add(probabilities: [Float], logSumExp: [Float]) {
+        let E = probabilities.count / max(logSumExp.count, 1)
+        if probability_E.isEmpty { probability_E = Array(repeating: 0, count: E) }
+        for (i, p) in probabilities.enumerated() { probability_E[i % E] += Double(p) }
+        for value in logSumExp { squaredLogSumExp += Double(value) * Double(value) }
+        rowCount += logSumExp.count
+    }
+}
+
+extension PackedStep {
+    /// The parts of the sequences that lie in `rows`, and the earlier rows that they see.
+    func spans(in rows: Range<Int>) -> [AttentionSpan] {
+        // Binary search for the sequence that holds the first row.
+        var low = 0, high = sequenceCount - 1
+        while low < high {
+            let middle = (low + high + 1) / 2
+            if offsets[middle] <= rows.lowerBound { low = middle } else { high = middle - 1 }
+        }
+        var spans: [AttentionSpan] = []
+        for sequence in low..<sequenceCount where offsets[sequence] < rows.upperBound {
+            let start = max(offsets[sequence], rows.lowerBound), end = min(offsets[sequence + 1], rows.upperBound)
+            guard start < end else { continue }
+            spans.append(
+                AttentionSpan(
+                    queryStart: start - rows.lowerBound, queryCount: end - start,
+                    keyStart: offsets[sequence], keyCount: end - offsets[sequence]))
+        }
+        return spans
+    }
+}

@@ -1,0 +1,202 @@
+package import MartletCore
+
+/// A decoder with its weights, adapters and gradients in one arena, ready to take steps through.
+package final class Model {
+    package let checkpoint: Checkpoint
+    package let settings: ModelSettings
+    package let plan: ExecutionPlan
+    package let backend: any Backend
+
+    let memory: ModelMemory
+    let layer: DecoderLayer
+    private let arena: Arena
+    private let wholes: [Weight: Parameter]
+    private let factors: [Weight: (a: Parameter, b: Parameter)]
+    private let indices: [Weight: UInt64]
+    /// Which layer each slot of decoded weights holds.
+    private var layerInSlot: [Int?]
+    /// What the router losses of the current step have gathered.
+    var routerSums = RouterSums()
+    /// Layers whose stored weights were found finite; they are decoded again in every pass.
+    private var checkedLayers: Set<Int> = []
+    /// Distinguishes the dropout masks of steps; nil outside training.
+    var dropoutStep: Int?
+
+    package var configuration: ModelConfiguration { checkpoint.configuration }
+    /// Everything that is trained, in a fixed order.
+    package var parameters: [Parameter] { memory.parameters }
+
+    /// Allocates what the plan says and reads the weights. Adapters start as PEFT starts them: A uniform within
+    /// 1 / sqrt(inputs), B zero.
+    package init(
+        _ checkpoint: Checkpoint, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend
+    ) throws(MartletError) {
+        let c = checkpoint.configuration
+        self.checkpoint = checkpoint
+        self.settings = settings
+        self.plan = plan
+        self.backend = backend
+        arena = try backend.makeArena(byteCount: Planner(c, settings, backend).byteCount(plan))
+        memory = ModelMemory(c, settings, plan, backend, in: arena)
+        layer = DecoderLayer(
+            backend: backend,
+            attention: Attention(
+                backend: backend, scale: 1 / Float(c.headSize).squareRoot(), rope: memory.rope),
+            feedForward: FeedForward(
+                backend: backend,
+                options: RouterOptions(
+                    expertsPerToken: c.experts?.expertsPerToken ?? 0,
+                    normalizesTopK: c.experts?.normalizesTopK ?? false)),
+            epsilon: c.rmsEpsilon)
+        layerInSlot = Array(repeating: nil, count: memory.layerSlots.count)
+        indices = Dictionary(uniqueKeysWithValues: c.weights.enumerated().map { ($1, UInt64($0)) })
+        wholes = Dictionary(
+            uniqueKeysWithValues: memory.parameters.filter { $0.role == .whole }.map { ($0.weight, $0) })
+        let a = memory.parameters.filter { $0.role == .a }, b = memory.parameters.filter { $0.role == .b }
+        factors = Dictionary(uniqueKeysWithValues: zip(a, b).map { ($0.weight, (a: $0, b: $1)) })
+        try readWeights()
+        initializeAdapters()
+    }
+
+    private func readWeights() throws(MartletError) {
+        for (weight, tensor) in memory.outerWeights { try checkpoint.read(weight, into: tensor, using: backend) }
+        for parameter in wholes.values { try checkpoint.read(parameter.weight, into: parameter.value, using: backend) }
+        for parameter in parameters {
+            backend.zero(parameter.firstMoment)
+            backend.zero(parameter.secondMoment)
+        }
+        let c = configuration, half = c.headSize / 2
+        var cosine = [Float](), sine = [Float]()
+        for position in 0..<plan.maximumLength {
+            for j in 0..<half {
+                // Float arithmetic as in transformers: frequency and angle are rounded to float32.
+                let frequency = Float(1 / c.ropeTheta.raised(to: Double(2 * j) / Double(c.headSize)))
+                let angle = Double(Float(position) * frequency)
+                cosine.append(Float(angle.cosine))
+                sine.append(Float(angle.sine))
+            }
+        }
+        upload(cosine, into: memory.rope.cosine_PJ)
+        upload(sine, into: memory.rope.sine_PJ)
+    }
+
+    private func initializeAdapters() {
+        for parameter in parameters where parameter.role != .whole {
+            guard parameter.role == .a else {
+                backend.zero(parameter.value)
+                continue
+            }
+            var random = RandomStream(seed: settings.seed &* 0x9E37_79B9_7F4A_7C15 &+ (indices[parameter.weight] ?? 0))
+            let bound = 1 / Float(parameter.value.shape[-1]).squareRoot()
+            upload((0..<parameter.value.count).map { _ in (2 * random.uniform() - 1) * bound }, into: parameter.value)
+        }
+    }
+
+    // MARK: Reading and writing tensors from the host
+
+    package func upload(_ values: [Float], into tensor: Tensor) {
+        values.withUnsafeBytes { backend.upload($0, as: .float32, into: tensor) }
+    }
+
+    package func upload(_ values: [Int32], into tensor: Tensor) {
+        values.withUnsafeBytes { backend.upload($0, as: .int32, into: tensor) }
+    }
+
+    /// The elements of a float32 tensor.
+    package func floats(_ tensor: Tensor) -> [Float] {
+        [Float](unsafeUninitializedCapacity: tensor.count) { buffer, count in
+            backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))
+            count = tensor.count
+        }
+    }
+
+    func integers(_ tensor: Tensor) -> [Int32] {
+        [Int32](unsafeUninitializedCapacity: tensor.count) { buffer, count in
+            backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))
+            count = tensor.count
+        }
+    }
+
+    /// Adapter factors on `weight` (trained or only applied), if it has them.
+    package func adapterTensors(on weight: Weight) -> (a: Tensor, b: Tensor)? {
+        if let pair = factors[weight] { return (pair.a.value, pair.b.value) }
+        return memory.appliedAdapters[weight]
+    }
+
+    // MARK: Weights to compute with
+
+    /// Layer `index`'s weights, decoded into their slot if they are not there already.
+    func weights(of index: Int) throws(MartletError) -> LayerWeights {
+        let slotIndex = plan.keepsWeights ? index : 0
+        let slot = memory.layerSlots[slotIndex]
+        if layerInSlot[slotIndex] != index {
+            layerInSlot[slotIndex] = nil
+            for weight in configuration.layerWeights(index) {
+                guard wholes[weight] == nil, let tensor = slot[weight.kind] else { continue }
+                try checkpoint.read(
+                    weight, into: tensor, using: backend, checksValues: !checkedLayers.contains(index))
+            }
+            checkedLayers.insert(index)
+            layerInSlot[slotIndex] = index
+        }
+        let epsilon = configuration.rmsEpsilon
+        let queryNorm = norm(.queryNorm(index), slot), keyNorm = norm(.keyNorm(index), slot)
+        return LayerWeights(
+            inputNorm: norm(.inputNorm(index), slot),
+            query: linear(.query(index), slot), key: linear(.key(index), slot), value: linear(.value(index), slot),
+            output: linear(.output(index), slot),
+            queryNorm: HeadNorm(weight_D: queryNorm.weight_H, epsilon: epsilon, dweight_D: queryNorm.dweight_H),
+            keyNorm: HeadNorm(weight_D: keyNorm.weight_H, epsilon: epsilon, dweight_D: keyNorm.dweight_H),
+            postAttentionNorm: norm(.postAttentionNorm(index), slot),
+            feedForward: configuration.isSparse[index]
+                ? .sparse(router: linear(.router(index), slot), experts: experts(index, slot))
+                : .dense(
+                    gate: linear(.gate(index), slot), up: linear(.up(index), slot), down: linear(.down(index), slot)))
+    }
+
+    /// The value and, if it is trained, the gradient of an embedding, final norm or head.
+    func outer(_ weight: Weight) -> (value: Tensor, gradient: Tensor?) {
+        if let parameter = wholes[weight] { return (parameter.value, parameter.gradient) }
+        guard let tensor = memory.outerWeights[weight] else {
+            preconditionFailure("\(weight) has no memory")
+        }
+        return (tensor, nil)
+    }
+
+    private func value(_ weight: Weight, _ slot: [Weight.Kind: Tensor]) -> Tensor {
+        guard let tensor = wholes[weight]?.value ?? slot[weight.kind] else {
+            preconditionFailure("\(weight) has no memory")
+        }
+        return tensor
+    }
+
+    private func norm(_ weight: Weight, _ slot: [Weight.Kind: Tensor]) -> Norm {
+        Norm(weight_H: value(weight, slot), dweight_H: wholes[weight]?.gradient)
+    }
+
+    private func linear(_ weight: Weight, _ slot: [Weight.Kind: Tensor]) -> Linear {
+        Linear(weight_OI: value(weight, slot), adapter: adapter(weight), dweight_OI: wholes[weight]?.gradient)
+    }
+
+    private func experts(_ index: Int, _ slot: [Weight.Kind: Tensor]) -> Experts {
+        let gateUp = Weight.expertsGateUp(index), down = Weight.expertsDown(index)
+        return Experts(
+            gateUp_EFH: value(gateUp, slot), down_EHF: value(down, slot),
+            gateUpAdapter: adapter(gateUp), downAdapter: adapter(down),
+            dgateUp_EFH: wholes[gateUp]?.gradient, ddown_EHF: wholes[down]?.gradient)
+    }
+
+    private func adapter(_ weight: Weight) -> LoRA? {
+        guard let lora = settings.adapter, let tensors = adapterTensors(on: weight) else { return nil }
+        let pair = factors[weight]
+        return LoRA(
+            a: tensors.a, b: tensors.b, da: pair?.a.gradient, db: pair?.b.gradient, scale: lora.scale,
+            dropout: dropout(lora, weight))
+    }
+
+    private func dropout(_ lora: LoRASettings, _ weight: Weight) -> Dropout? {
+        guard lora.dropout > 0, let step = dropoutStep, let index = indices[weight] else { return nil }
+        let words = Philox(seed: settings.seed).words(UInt64(step), index)
+        return Dropout(probability: lora.dropout, key: UInt64(words.x) << 32 | UInt64(words.y))
+    }
+}

@@ -1,0 +1,62 @@
+package import MartletCore
+
+/// A trained tensor with its gradient and its optimizer state.
+package struct Parameter: Sendable {
+    package enum Role: String, Sendable { case whole = "weight", a = "lora_A", b = "lora_B" }
+
+    /// Stable name: "layers.3.experts_down.lora_A".
+    package var name: String
+    package var group: String
+    package var weight: Weight
+    package var role: Role
+    package var value: Tensor
+    package var gradient: Tensor
+    package var firstMoment: Tensor
+    package var secondMoment: Tensor
+    /// Extent of the leading per-expert axis: an expert that saw no token rightly has a zero gradient.
+    package var expertCount: Int?
+
+    package init(
+        name: String, group: String, weight: Weight, role: Role, value: Tensor, gradient: Tensor, firstMoment: Tensor,
+        secondMoment: Tensor, expertCount: Int? = nil
+    ) {
+        self.name = name
+        self.group = group
+        self.weight = weight
+        self.role = role
+        self.value = value
+        self.gradient = gradient
+        self.firstMoment = firstMoment
+        self.secondMoment = secondMoment
+        self.expertCount = expertCount
+    }
+}
+
+/// What one pass over a step found.
+package struct StepOutcome: Sendable {
+    /// Sum of the cross-entropy over the targets, in nats.
+    package var lossSum = 0.0
+    package var targetCount = 0
+    /// Load-balancing and z losses, already times their coefficients; 0 unless the router is trained.
+    package var auxiliaryLoss = 0.0
+    package var zLoss = 0.0
+    /// Rows that each expert got, one list a sparse layer.
+    package var expertLoad_LE: [[Int]] = []
+
+    package init() {}
+
+    /// Mean cross-entropy a target.
+    package var loss: Double { targetCount == 0 ? 0 : lossSum / Double(targetCount) }
+
+    /// Entropy of each sparse layer's expert load over its largest value, ln E: 1 is balanced, 0 is collapsed.
+    package var routerEntropy_L: [Double] {
+        expertLoad_LE.map { load in
+            let total = Double(load.reduce(0, +))
+            guard total > 0, load.count > 1 else { return 1 }
+            let entropy = load.reduce(0.0) { sum, n in
+                n == 0 ? sum : sum - Double(n) / total * (Double(n) / total).logarithm
+            }
+            return entropy / Double(load.count).logarithm
+        }
+    }
+}
