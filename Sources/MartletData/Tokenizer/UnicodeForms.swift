@@ -111,18 +111,18 @@ enum UnicodeForm {
         scalar.properties.age.map { ($0.major, $0.minor) > version } ?? true
     }
 
-    /// Large blocks of which nothing is active: ideographs, Hangul syllables, private use.
+    /// Large blocks that no form changes or joins to what stands before: ideographs, Hangul syllables (which only come
+    /// apart, in NFD), private use, the planes from 3 on.
     private static let inert: [ClosedRange<UInt32>] = [
         0x3400...0x4DBF, 0x4E00...0x9FFF, 0xAC00...0xD7A3, 0xE000...0xF8FF, 0x20000...0x2F7FF,
+        0x30000...ScalarSet.last,
     ]
 
     private static let activeSet: ScalarSet = {
         var joining: [ClosedRange<UInt32>] = [0x1161...0x1175, 0x11A8...0x11C2]
         let changing = set { scalar in
             let value = scalar.value
-            if value < 0x300 || inert.contains(where: { $0.contains(value) }) || youngSet.contains(value) {
-                return false
-            }
+            if value < 0x300 || youngSet.contains(value) { return false }
             if scalar.properties.canonicalCombiningClass != .notReordered { return true }
             let text = String(scalar)
             if let last = Array(text._nfd).last, last != scalar {
@@ -135,10 +135,10 @@ enum UnicodeForm {
         return ScalarSet(changing.ranges + joining)
     }()
 
-    /// Scans the planes that have letters; the rest holds nothing that normalization touches.
+    /// Scans all but the inert blocks.
     private static func set(where holds: (UnicodeScalar) -> Bool) -> ScalarSet {
         var ranges: [ClosedRange<UInt32>] = []
-        for value in UInt32(0)..<0x30000 {
+        for value in ScalarSet(inert).inverted.ranges.joined() {
             guard let scalar = UnicodeScalar(value), holds(scalar) else { continue }
             if let last = ranges.last, last.upperBound + 1 == value {
                 ranges[ranges.count - 1] = last.lowerBound...value
