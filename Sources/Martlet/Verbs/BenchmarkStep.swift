@@ -113,7 +113,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         }
         result.peakByteCount = ProcessMemory.peakByteCount
         result.growthByteCount = result.peakByteCount - first
-        result.peakGigaflops = try OpBench.gemmPeak(backend)
+        result.peakGigaflops = try TimedOps.gemmPeak(backend)
         return result
     }
 
