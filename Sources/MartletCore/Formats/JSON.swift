@@ -62,7 +62,9 @@ package struct JSONObject: Sendable, Equatable, Sequence, ExpressibleByDictionar
         get { members[ExactKey(text: key)] }
         set {
             guard let newValue else {
-                if members.removeValue(forKey: ExactKey(text: key)) != nil { keys.removeAll { ExactKey(text: $0) == ExactKey(text: key) } }
+                if members.removeValue(forKey: ExactKey(text: key)) != nil {
+                    keys.removeAll { ExactKey(text: $0) == ExactKey(text: key) }
+                }
                 return
             }
             if members.updateValue(newValue, forKey: ExactKey(text: key)) == nil { keys.append(key) }

@@ -60,7 +60,8 @@ final class AddedTokenMatcher: @unchecked Sendable {
             if token.stripsLeft { start = max(done, WhiteSpace.start(of: text, before: low)) }
             if token.stripsRight { end = WhiteSpace.end(of: text, from: high, count: count) }
             if done < start { body(done, start, -1) }
-            body(start, end, token.id)
+            // White space that the token before took may leave nothing of this one.
+            if start < end { body(start, end, token.id) }
             done = end
         }
         if done < count { body(done, count, -1) }

@@ -98,13 +98,13 @@ final class BPEMerger {
         makeHeap()
         while let top = popHeap() {
             let i = Int(top & 0xFFFF_FFFF)
-            if lengths[i] == 0 || after[i] < 0 { continue }
+            if lengths[i] < 0 || after[i] < 0 { continue }
             let right = Int(after[i])
             let merge = merges.find(ids[i], ids[right])
             if UInt64(merge.rank) != top >> 32 || merge.rank == Int32.max { continue }
             ids[i] = merge.result
             lengths[i] &+= lengths[right]
-            lengths[right] = 0
+            lengths[right] = -1  // Gone.
             after[i] = after[right]
             if after[i] >= 0 {
                 let next = Int(after[i])
@@ -118,7 +118,7 @@ final class BPEMerger {
             }
         }
         count = 0
-        for i in 0..<total where lengths[i] != 0 {
+        for i in 0..<total where lengths[i] >= 0 {
             (ids[count], lengths[count]) = (ids[i], lengths[i])
             count += 1
         }

@@ -31,8 +31,10 @@ final class BPEModel: @unchecked Sendable {
     private static let longestCached = 128
     private static let shortestCut = 32
 
+    /// `tokens` are the model's own, as its vocabulary spells them.
     init(
-        vocabulary: Vocabulary, merges list: [(left: Int32, right: Int32, result: Int32)], options: Options, unitsAreBytes: Bool
+        vocabulary: Vocabulary, tokens: [(text: String, id: Int32)],
+        merges list: [(left: Int32, right: Int32, result: Int32)], options: Options, unitsAreBytes: Bool
     ) throws(MartletError) {
         self.vocabulary = vocabulary
         self.unitsAreBytes = unitsAreBytes
@@ -41,11 +43,12 @@ final class BPEModel: @unchecked Sendable {
         for (rank, merge) in list.enumerated() {
             merges.set(merge.left, merge.right, rank: Int32(rank), result: merge.result)
         }
-        pieces = ByteTable(capacity: vocabulary.modelTokens.count)
-        for id in vocabulary.modelTokens {
-            let text = vocabulary.bytes(of: id)
-            let key = unitsAreBytes ? ByteAlphabet.bytes(of: text) : Array(text)
-            if let key { _ = pieces.insert(key, id) }
+        pieces = ByteTable(capacity: tokens.count)
+        var texts = [[UInt8]](repeating: [], count: vocabulary.count)
+        for (text, id) in tokens {
+            let key =
+                unitsAreBytes ? Array(text.utf8).withUnsafeBufferPointer(ByteAlphabet.bytes(of:)) : Array(text.utf8)
+            if let key, pieces.insert(key, id) { texts[Int(id)] = key }
         }
         for unit in 0..<256 {
             let key = unitsAreBytes ? [UInt8(unit)] : utf8(UInt32(unit))
@@ -61,21 +64,20 @@ final class BPEModel: @unchecked Sendable {
             }
             unknown = id
         }
-        seams = makeSeams(list)
+        seams = makeSeams(list, texts)
     }
 
-    private func makeSeams(_ list: [(left: Int32, right: Int32, result: Int32)]) -> BPESeams? {
-        let everyUnitKnown = unitsAreBytes
+    private func makeSeams(
+        _ list: [(left: Int32, right: Int32, result: Int32)], _ texts: [[UInt8]]
+    ) -> BPESeams? {
+        let everyUnitKnown =
+            unitsAreBytes
             ? !units.contains(-1) : options.fallsBackToBytes && !fallback.contains(-1)
         guard everyUnitKnown, !options.ignoresMerges, options.continuingPrefix.isEmpty, options.endSuffix.isEmpty else {
             return nil
         }
         let opaque = Set(unitsAreBytes ? [] : fallback)
-        return BPESeams(list, unitsAreBytes: unitsAreBytes) { id in
-            if opaque.contains(id) { return nil }
-            let text = vocabulary.bytes(of: id)
-            return unitsAreBytes ? ByteAlphabet.bytes(of: text) : Array(text)
-        }
+        return BPESeams(list, unitsAreBytes: unitsAreBytes) { opaque.contains($0) ? nil : texts[Int($0)] }
     }
 
     /// Appends the ids of a piece (UTF-8, or any bytes if units are bytes), which begins at `start` of the context's text.
@@ -115,16 +117,23 @@ final class BPEModel: @unchecked Sendable {
             return
         }
         var pendingUnknown = 0
+        // Units without a token and without an unknown token leave no id; the next id stands for them too.
+        var dropped = 0
         var i = 0
         while i < count {
             let length = unitsAreBytes ? 1 : scalarLength(piece[i])
             let id = unit(piece + i, length, isFirst: i == 0, isLast: i + length == count)
             if id >= 0 {
                 flushUnknown(&pendingUnknown, merger)
-                merger.append(id, length)
-            } else if !fallBack(piece + i, length, isFirst: i == 0, isLast: i + length == count, merger), unknown >= 0 {
+                merger.append(id, length + dropped)
+                dropped = 0
+            } else if fallBack(piece + i, length, isFirst: i == 0, isLast: i + length == count, merger) {
+                // Its byte tokens are in.
+            } else if unknown >= 0 {
                 if !options.fusesUnknown { flushUnknown(&pendingUnknown, merger) }
                 pendingUnknown += length
+            } else {
+                dropped += length
             }
             i += length
         }
@@ -154,7 +163,8 @@ final class BPEModel: @unchecked Sendable {
 
     /// A unit as the vocabulary spells it, with the prefix of units within a word and the suffix of the last.
     private func spelled(_ text: UnsafePointer<UInt8>, _ length: Int, isFirst: Bool, isLast: Bool) -> [UInt8] {
-        let own = unitsAreBytes
+        let own =
+            unitsAreBytes
             ? ByteAlphabet.texts[Int(text[0])] : Array(UnsafeBufferPointer(start: text, count: length))
         return (isFirst ? [] : options.continuingPrefix) + own + (isLast ? options.endSuffix : [])
     }
@@ -166,7 +176,8 @@ final class BPEModel: @unchecked Sendable {
         guard options.fallsBackToBytes else { return false }
         let bytes = spelled(text, length, isFirst: isFirst, isLast: isLast)
         guard bytes.allSatisfy({ fallback[Int($0)] >= 0 }) else { return false }
-        for byte in bytes { merger.append(fallback[Int(byte)], 1) }
+        // The bytes may be more than those of the text: the spelling of a byte, a suffix.
+        for (i, byte) in bytes.enumerated() { merger.append(fallback[Int(byte)], i < length ? 1 : 0) }
         return true
     }
 }
@@ -185,11 +196,17 @@ struct BPESeams {
     init?(_ merges: [(left: Int32, right: Int32, result: Int32)], unitsAreBytes: Bool, text: (Int32) -> [UInt8]?) {
         self.unitsAreBytes = unitsAreBytes
         for merge in merges {
-            guard let left = text(merge.left), let right = text(merge.right), !left.isEmpty, !right.isEmpty else { return nil }
+            guard let left = text(merge.left), let right = text(merge.right), !left.isEmpty, !right.isEmpty else {
+                return nil
+            }
             var start = left.count - 1
             while !unitsAreBytes, start > 0, left[start] & 0xC0 == 0x80 { start -= 1 }
             let a = unit(left[start...]), b = unit(right[...])
-            if a < 256, b < 256 { joined[Int(a << 8 | b)] = true } else { others.set(Int32(a), Int32(b), rank: 0, result: 0) }
+            if a < 256, b < 256 {
+                joined[Int(a << 8 | b)] = true
+            } else {
+                others.set(Int32(a), Int32(b), rank: 0, result: 0)
+            }
         }
     }
 
@@ -213,7 +230,8 @@ struct BPESeams {
             while i < count {
                 let b: UInt32
                 (b, length) = decodeScalar(piece + i)
-                let isJoined = a < 256 && b < 256
+                let isJoined =
+                    a < 256 && b < 256
                     ? joined[Int(a << 8 | b)] : others.find(Int32(a), Int32(b)).rank != Int32.max
                 if !isJoined { break }
                 a = b

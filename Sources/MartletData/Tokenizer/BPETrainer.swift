@@ -20,7 +20,8 @@ package enum BPETrainer {
         guard vocabularyCount >= 256 + specialTokens.count, vocabularyCount <= Int(Vocabulary.highestID) else {
             throw MartletError(
                 "a vocabulary of \(vocabularyCount) tokens cannot be trained",
-                because: "256 bytes and \(specialTokens.count) special tokens are in it; the most is \(Vocabulary.highestID)",
+                because:
+                    "256 bytes and \(specialTokens.count) special tokens are in it; the most is \(Vocabulary.highestID)",
                 fix: "ask for at least \(256 + specialTokens.count) tokens")
         }
         // Special tokens are cut out of the texts, so that no merge is learned from them.
@@ -44,7 +45,8 @@ package enum BPETrainer {
         for (id, token) in tokens.enumerated() { vocabulary[token] = .integer(id) }
         let added = special.enumerated().map { index, token -> JSON in
             [
-                "id": .integer(tokens.count + index), "content": .string(token.text), "single_word": false, "lstrip": false,
+                "id": .integer(tokens.count + index), "content": .string(token.text), "single_word": false,
+                "lstrip": false,
                 "rstrip": false, "normalized": false, "special": .bool(token.isSpecial),
             ]
         }

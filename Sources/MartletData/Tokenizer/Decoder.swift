@@ -82,7 +82,8 @@ struct DecoderRun {
                 take(piece, step: step + 1)
             }
         case .replace(let program, let content): take(replaced(piece, program, content), step: step + 1)
-        case .strip(let scalar, let start, let stop): take(DecoderRun.stripped(piece, scalar, start, stop), step: step + 1)
+        case .strip(let scalar, let start, let stop):
+            take(DecoderRun.stripped(piece, scalar, start, stop), step: step + 1)
         case .trimStart(let scalar, let most): trimStart(piece, utf8(scalar), most, step)
         case .metaspace(let replacement, let dropsFirst):
             let drops = dropsFirst && states[step].isFirst
@@ -152,7 +153,9 @@ struct DecoderRun {
     /// The byte of a token '<0x41>'.
     private static func byte(of piece: [UInt8]) -> UInt8? {
         guard piece.count == 6, piece.starts(with: Array("<0x".utf8)), piece[5] == UInt8(ascii: ">") else { return nil }
-        guard piece[3] != UInt8(ascii: "-"), let hex = String(validating: piece[3...4], as: UTF8.self) else { return nil }
+        guard piece[3] != UInt8(ascii: "-"), let hex = String(validating: piece[3...4], as: UTF8.self) else {
+            return nil
+        }
         return UInt8(hex, radix: 16)
     }
 
@@ -172,7 +175,7 @@ struct DecoderRun {
 
     private func replaced(_ piece: [UInt8], _ program: RegexProgram, _ content: [UInt8]) -> [UInt8] {
         piece.withUnsafeBufferPointer { piece in
-            guard let start = piece.baseAddress else { return [] }
+            guard let start = piece.baseAddress, !piece.isEmpty else { return [] }
             machine.refill(5_000_000 + 1_000 * piece.count)
             var matches = RegexMatches(program, in: start, count: piece.count, machine: machine)
             var result: [UInt8] = []

@@ -46,7 +46,9 @@ final class EncodingContext: @unchecked Sendable {
     }
 
     /// Puts a rewritten text in hand while `body` runs; it stands for `low..<high` of the one before.
-    func withText(_ text: AlignedText, _ low: Int, _ high: Int, _ body: (_ text: UnsafePointer<UInt8>, _ count: Int) -> Void) {
+    func withText(
+        _ text: AlignedText, _ low: Int, _ high: Int, _ body: (_ text: UnsafePointer<UInt8>, _ count: Int) -> Void
+    ) {
         let outer = (base, alignment)
         defer { (base, alignment) = outer }
         if let own = text.alignment {
@@ -62,6 +64,7 @@ final class EncodingContext: @unchecked Sendable {
         if tracksRanges { ranges.append(origin(low, high)) }
     }
 
+    /// Emits the ids of a piece that begins at `start` of the text in hand.
     @inline(__always) func emit(_ symbols: BPEMerger, at start: Int) {
         ids.append(contentsOf: UnsafeBufferPointer(start: symbols.ids, count: symbols.count))
         if tracksRanges { emitRanges(UnsafeBufferPointer(start: symbols.lengths, count: symbols.count), at: start) }
@@ -70,12 +73,15 @@ final class EncodingContext: @unchecked Sendable {
     private func emitRanges(_ lengths: UnsafeBufferPointer<Int32>, at start: Int) {
         var low = start
         for length in lengths {
-            ranges.append(origin(low, low + Int(length)))
-            low += Int(length)
+            let high = low + Int(length)
+            ranges.append(origin(low, high))
+            low = high
         }
     }
 
-    @inline(__always) func replay(_ piece: UnsafePointer<UInt8>, _ count: Int, hash: UInt32, at start: Int) -> Bool {
+    @inline(__always) func replay(
+        _ piece: UnsafePointer<UInt8>, _ count: Int, hash: UInt32, at start: Int
+    ) -> Bool {
         guard let found = cache.find(piece, count, hash: hash) else { return false }
         let entry = Int(found)
         let from = entry == 0 ? 0 : Int(cachedEnds[entry - 1])

@@ -86,7 +86,9 @@ final class ByteTable {
         let x = UnsafeRawPointer(a), y = UnsafeRawPointer(b)
         var i = 0
         while i + 8 <= length {
-            if x.loadUnaligned(fromByteOffset: i, as: UInt64.self) != y.loadUnaligned(fromByteOffset: i, as: UInt64.self) {
+            if x.loadUnaligned(fromByteOffset: i, as: UInt64.self)
+                != y.loadUnaligned(fromByteOffset: i, as: UInt64.self)
+            {
                 return false
             }
             i += 8

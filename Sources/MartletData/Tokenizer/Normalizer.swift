@@ -16,7 +16,7 @@ enum NormalizerStep: Sendable {
         case .prepend(let prefix):
             guard !prefix.isEmpty else { return nil }
             var result = AlignedText(tracks: tracks)
-            result.append(prefix, for: 0..<0)
+            result.append(prefix, for: 0..<scalarLength(start[0]))
             result.copy(start, 0..<text.count)
             return result
         case .replace(let program, let content): return replaced(start, text.count, program, content, tracks, machine)
@@ -63,6 +63,28 @@ enum NormalizerStep: Sendable {
         }
         result.copy(text, done..<count)
         return result
+    }
+}
+
+extension [NormalizerStep] {
+    /// Runs the steps of a normalizer; nil if the text stays as it is.
+    func apply(to text: UnsafeBufferPointer<UInt8>, tracks: Bool, machine: RegexMachine) -> AlignedText? {
+        var result: AlignedText?
+        for step in self {
+            if let before = result {
+                let after = before.bytes.withUnsafeBufferPointer {
+                    step.apply(to: $0, tracks: tracks, machine: machine)
+                }
+                if let after { result = after.following(before) }
+            } else {
+                result = step.apply(to: text, tracks: tracks, machine: machine)
+            }
+        }
+        return result
+    }
+
+    func normalize(_ text: [UInt8], _ machine: RegexMachine) -> [UInt8] {
+        text.withUnsafeBufferPointer { apply(to: $0, tracks: false, machine: machine)?.bytes } ?? text
     }
 }
 

@@ -43,10 +43,19 @@ struct PieceEncoder: Sendable {
             split(program, behavior, inverts, text, low, high, step, context)
         case .prefixSpace:
             if text[low] == 0x20 { return encode(text, low, high, step: step + 1, context) }
-            rewrite(text, low, high, step, context) { $0.append([0x20], for: 0..<0); $0.copy(text + low, 0..<high - low) }
+            rewrite(text, low, high, step, context) {
+                $0.append([0x20], for: 0..<scalarLength(text[low])); $0.copy(text + low, 0..<high - low)
+            }
         case .spellBytes:
             rewrite(text, low, high, step, context) { result in
-                for i in 0..<high - low { result.append(ByteAlphabet.texts[Int(text[low + i])], for: i..<i + 1) }
+                var i = low
+                while i < high {
+                    let next = i + scalarLength(text[i])
+                    for byte in i..<next {
+                        result.append(ByteAlphabet.texts[Int(text[byte])], for: i - low..<next - low)
+                    }
+                    i = next
+                }
             }
         case .metaspace(let replacement, let prepends):
             metaspace(replacement, prepends, text, low, high, step, context)
@@ -91,12 +100,13 @@ struct PieceEncoder: Sendable {
         _ replacement: [UInt8], _ prepends: MetaspacePrepending, _ text: UnsafePointer<UInt8>, _ low: Int, _ high: Int,
         _ step: Int, _ context: EncodingContext
     ) {
-        let begins = text[low] == 0x20
+        let begins =
+            text[low] == 0x20
             || UnsafeBufferPointer(start: text + low, count: high - low).starts(with: replacement)
         let isFirst = context.origin(low, high).lowerBound == 0
         let needsPrefix = !begins && (prepends == .always || (prepends == .first && isFirst))
         rewrite(text, low, high, step, context) { result in
-            if needsPrefix { result.append(replacement, for: 0..<0) }
+            if needsPrefix { result.append(replacement, for: 0..<scalarLength(text[low])) }
             for i in 0..<high - low {
                 if text[low + i] == 0x20 {
                     result.append(replacement, for: i..<i + 1)

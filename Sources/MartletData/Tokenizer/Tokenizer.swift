@@ -36,11 +36,8 @@ package final class Tokenizer: Sendable {
         let raw = parts.addedTokens.filter { !$0.isNormalized }
         let normalized = parts.addedTokens.filter { $0.isNormalized }
         rawTokens = AddedTokenMatcher(raw, texts: raw.map { Array($0.text.utf8) })
-        let machine = RegexMachine()
-        machine.refill(5_000_000)
-        let steps = parts.normalizer
-        let texts = normalized.map { token in Tokenizer.normalize(Array(token.text.utf8), steps, machine) }
-        normalizedTokens = AddedTokenMatcher(normalized, texts: texts)
+        normalizedTokens = AddedTokenMatcher(
+            normalized, texts: normalized.map { Array(parts.vocabulary.bytes(of: $0.id)) })
     }
 
     /// Highest id + 1: how many rows of an embedding the tokenizer can name.
@@ -66,8 +63,8 @@ package final class Tokenizer: Sendable {
     ///
     /// Ranges are exact where the normalizer changed nothing; they may begin or end within a character, where a
     /// byte-level token does. A character that the normalizer made stands for the whole run it was made from (for
-    /// NFC: a base and its marks), and one it added for an empty range. Ranges never decrease. A token of the post-processor has an empty range at the
-    /// start or the end of the text.
+    /// NFC: a base and its marks), and one put in front of a text for the first character of it. A token of the
+    /// post-processor has an empty range at the start or the end of the text.
     package func encodeWithOffsets(
         _ text: String, addsSpecialTokens: Bool = false
     ) throws(MartletError) -> (ids: [Int32], ranges: [Range<Int>]) {
@@ -136,14 +133,17 @@ package final class Tokenizer: Sendable {
 
     /// The patterns that encoding runs, for the message above.
     private var patterns: [String] {
-        let splits = encoder.steps.compactMap { if case .split(let program, _, _) = $0 { program.pattern } else { nil } }
+        let splits = encoder.steps.compactMap {
+            if case .split(let program, _, _) = $0 { program.pattern } else { nil }
+        }
         return splits + normalizer.compactMap { if case .replace(let program, _) = $0 { program.pattern } else { nil } }
     }
 
     /// Encodes a part of the raw text that holds no raw added token.
     private func encodeSegment(_ text: UnsafePointer<UInt8>, _ low: Int, _ high: Int, _ context: EncodingContext) {
         let segment = UnsafeBufferPointer(start: text + low, count: high - low)
-        guard let normalized = Tokenizer.normalize(segment, normalizer, context.tracksOrigins, context.machine) else {
+        guard let normalized = normalizer.apply(to: segment, tracks: context.tracksOrigins, machine: context.machine)
+        else {
             return encodeNormalized(text, low, high, context)
         }
         context.withText(normalized, low, high) { encodeNormalized($0, 0, $1, context) }
@@ -158,26 +158,6 @@ package final class Tokenizer: Sendable {
                 encoder.encode(text, low + from, low + to, context)
             }
         }
-    }
-
-    /// Runs the steps of a normalizer; nil if the text stays as it is.
-    private static func normalize(
-        _ text: UnsafeBufferPointer<UInt8>, _ steps: [NormalizerStep], _ tracks: Bool, _ machine: RegexMachine
-    ) -> AlignedText? {
-        var result: AlignedText?
-        for step in steps {
-            if let before = result {
-                let after = before.bytes.withUnsafeBufferPointer { step.apply(to: $0, tracks: tracks, machine: machine) }
-                if let after { result = after.following(before) }
-            } else {
-                result = step.apply(to: text, tracks: tracks, machine: machine)
-            }
-        }
-        return result
-    }
-
-    private static func normalize(_ text: [UInt8], _ steps: [NormalizerStep], _ machine: RegexMachine) -> [UInt8] {
-        text.withUnsafeBufferPointer { normalize($0, steps, false, machine)?.bytes } ?? text
     }
 }
 

@@ -69,7 +69,8 @@ struct TokenizerFile {
 
     init(_ json: JSON) throws(MartletError) {
         guard json.object != nil else {
-            throw MartletError("a tokenizer is an object, not \(json.kind)", fix: "check that the file is a tokenizer.json")
+            throw MartletError(
+                "a tokenizer is an object, not \(json.kind)", fix: "check that the file is a tokenizer.json")
         }
         self.json = json
     }
@@ -85,11 +86,18 @@ struct TokenizerFile {
         if readsBytes { steps.removeLast() }
         let model = try ModelReader(file: self)
         let added = try addedTokens(model)
-        let vocabulary = Vocabulary(
-            model: model.tokens, added: added.map { Vocabulary.Added(id: $0.id, text: $0.text, isSpecial: $0.isSpecial) })
+        let normalizer = try normalizer()
+        let machine = RegexMachine()
+        let entries = added.map { token in
+            machine.refill(5_000_000)
+            let own = Array(token.text.utf8)
+            let decoded = token.isNormalized ? normalizer.normalize(own, machine) : own
+            return Vocabulary.Added(id: token.id, text: token.text, decodedText: decoded, isSpecial: token.isSpecial)
+        }
+        let vocabulary = Vocabulary(model: model.tokens, added: entries)
         let (leading, trailing) = try postProcessor()
         return TokenizerParts(
-            vocabulary: vocabulary, addedTokens: added, normalizer: try normalizer(), preTokenizer: steps,
+            vocabulary: vocabulary, addedTokens: added, normalizer: normalizer, preTokenizer: steps,
             model: try model.bpe(vocabulary, unitsAreBytes: readsBytes), leadingIDs: leading, trailingIDs: trailing,
             decoder: try decoder())
     }
@@ -117,7 +125,8 @@ struct TokenizerFile {
             let name = type ?? "(without a \"type\")"
             let guess = closestMatch(to: name, among: known).map { "; did you mean \($0)?" } ?? ""
             return failure(
-                "the \(what) \(name) is not supported", because: "the supported ones are \(known.joined(separator: ", "))",
+                "the \(what) \(name) is not supported",
+                because: "the supported ones are \(known.joined(separator: ", "))",
                 fix: "use a model whose tokenizer.json has one of these" + guess)
         }
 
@@ -164,7 +173,9 @@ struct TokenizerFile {
         func pattern() throws(MartletError) -> RegexProgram {
             do {
                 if let text = json["pattern"]?["Regex"]?.string { return try RegexProgram(text) }
-                if let text = json["pattern"]?["String"]?.string { return try RegexProgram(.literal(text), pattern: text) }
+                if let text = json["pattern"]?["String"]?.string {
+                    return try RegexProgram(.literal(text), pattern: text)
+                }
             } catch {
                 throw error.at("key \"\(path).pattern\"")
             }

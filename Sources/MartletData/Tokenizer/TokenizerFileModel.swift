@@ -12,8 +12,10 @@ extension TokenizerFile {
             let part = Component(json: item, path: "added_tokens[\(index)]")
             let token = try addedToken(part)
             if token.text.isEmpty { continue }
-            guard known.insert(Array(token.text.utf8), token.id), byID.updateValue(token.text, forKey: token.id) == nil else {
-                throw part.failure("the added token '\(token.text)' or its id \(token.id) is there twice", fix: "keep one")
+            guard known.insert(Array(token.text.utf8), token.id), byID.updateValue(token.text, forKey: token.id) == nil
+            else {
+                throw part.failure(
+                    "the added token '\(token.text)' or its id \(token.id) is there twice", fix: "keep one")
             }
             let own = model.id(of: token.text)
             if own != nil ? own != token.id : model.names(token.id) {
@@ -28,7 +30,8 @@ extension TokenizerFile {
     }
 
     private func addedToken(_ part: Component) throws(MartletError) -> AddedToken {
-        guard let value = part.json["id"]?.integer, let id = Int32(exactly: value), (0...Vocabulary.highestID).contains(id)
+        guard let value = part.json["id"]?.integer, let id = Int32(exactly: value),
+            (0...Vocabulary.highestID).contains(id)
         else { throw part.wrong("id", "a token id (0 to \(Vocabulary.highestID))") }
         let special = try part.bool("special", default: false)
         return AddedToken(
@@ -47,7 +50,8 @@ extension TokenizerFile {
         init(file: TokenizerFile) throws(MartletError) {
             guard let part = file.component("model") else {
                 throw MartletError(
-                    "the tokenizer has no model", in: "key \"model\"", fix: "check that the file is a whole tokenizer.json")
+                    "the tokenizer has no model", in: "key \"model\"",
+                    fix: "check that the file is a whole tokenizer.json")
             }
             // Files of early releases leave the type of BPE out.
             guard part.type == "BPE" || (part.json["type"] == nil && part.json["merges"] != nil) else {
@@ -61,10 +65,12 @@ extension TokenizerFile {
             var taken: Set<Int32> = []
             taken.reserveCapacity(vocabulary.count)
             for (text, value) in vocabulary {
-                guard let number = value.integer, let id = Int32(exactly: number), (0...Vocabulary.highestID).contains(id)
+                guard let number = value.integer, let id = Int32(exactly: number),
+                    (0...Vocabulary.highestID).contains(id)
                 else { throw part.failure("the id of token '\(text)' is not a token id", fix: "write a whole number") }
                 guard taken.insert(id).inserted else {
-                    throw part.failure("two tokens of the vocabulary have the id \(id)", fix: "give '\(text)' another id")
+                    throw part.failure(
+                        "two tokens of the vocabulary have the id \(id)", fix: "give '\(text)' another id")
                 }
                 _ = ids.insert(Array(text.utf8), id)
                 tokens.append((text, id))
@@ -80,7 +86,8 @@ extension TokenizerFile {
         func bpe(_ vocabulary: Vocabulary, unitsAreBytes: Bool) throws(MartletError) -> BPEModel {
             if let dropout = part.json["dropout"], !dropout.isNull, dropout.number != 0 {
                 throw part.failure(
-                    "the tokenizer drops merges at random", because: "\"dropout\" is set", fix: "set \"dropout\" to null")
+                    "the tokenizer drops merges at random", because: "\"dropout\" is set",
+                    fix: "set \"dropout\" to null")
             }
             var options = BPEModel.Options()
             options.unknownToken = try optionalString("unk_token")
@@ -90,7 +97,8 @@ extension TokenizerFile {
             options.continuingPrefix = Array((try optionalString("continuing_subword_prefix") ?? "").utf8)
             options.endSuffix = Array((try optionalString("end_of_word_suffix") ?? "").utf8)
             let merges = try merges(prefix: options.continuingPrefix)
-            return try BPEModel(vocabulary: vocabulary, merges: merges, options: options, unitsAreBytes: unitsAreBytes)
+            return try BPEModel(
+                vocabulary: vocabulary, tokens: tokens, merges: merges, options: options, unitsAreBytes: unitsAreBytes)
         }
 
         private func optionalString(_ key: String) throws(MartletError) -> String? {
@@ -107,7 +115,8 @@ extension TokenizerFile {
                 if let text = item.string, text.hasPrefix("#version") { continue }
                 guard let (left, right) = sides(of: item) else {
                     throw part.failure(
-                        "merge \(rank) is malformed", because: "it is neither \"a b\" nor [\"a\", \"b\"]", fix: "correct it")
+                        "merge \(rank) is malformed", because: "it is neither \"a b\" nor [\"a\", \"b\"]",
+                        fix: "correct it")
                 }
                 let result = Array(left) + Array(right.dropFirst(prefix.count))
                 guard let a = ids.find(left), let b = ids.find(right), let c = ids.find(result) else {

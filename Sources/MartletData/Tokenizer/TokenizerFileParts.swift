@@ -168,7 +168,8 @@ extension TokenizerFile {
         }
         var ids: [Int32] = []
         for item in list {
-            guard let value = item.integer, let id = Int32(exactly: value), (0...Vocabulary.highestID).contains(id) else {
+            guard let value = item.integer, let id = Int32(exactly: value), (0...Vocabulary.highestID).contains(id)
+            else {
                 throw part.failure("an id of '\(token)' is not a token id", fix: "write whole numbers from 0 up")
             }
             ids.append(id)
@@ -183,7 +184,9 @@ extension TokenizerFile {
         var steps = try decoderSteps(part)
         // To fuse what nothing follows would only delay it.
         while case .fuse = steps.last { steps.removeLast() }
-        if steps.count >= 2, case .fuse = steps[steps.count - 2], case .strip(let scalar, let start, 0) = steps[steps.count - 1] {
+        if steps.count >= 2, case .fuse = steps[steps.count - 2],
+            case .strip(let scalar, let start, 0) = steps[steps.count - 1]
+        {
             steps.replaceSubrange((steps.count - 2)..., with: [.trimStart(scalar: scalar, most: start)])
         }
         return steps
@@ -198,7 +201,8 @@ extension TokenizerFile {
         case "Strip":
             return [
                 .strip(
-                    scalar: try part.scalar("content").value, start: try part.count("start"), stop: try part.count("stop"))
+                    scalar: try part.scalar("content").value, start: try part.count("start"),
+                    stop: try part.count("stop"))
             ]
         case "Metaspace":
             let (scalar, prepends) = try metaspaceOptions(part)

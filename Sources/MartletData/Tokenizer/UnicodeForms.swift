@@ -16,7 +16,9 @@ enum UnicodeForm {
         case .nfkc, .nfkd:
             let plain = UnicodeForm.withoutCompatibility(start, text.count, tracks)
             let form: UnicodeForm = self == .nfkc ? .nfc : .nfd
-            guard let next = plain.bytes.withUnsafeBufferPointer({ form.apply(to: $0, tracks: tracks) }) else { return plain }
+            guard let next = plain.bytes.withUnsafeBufferPointer({ form.apply(to: $0, tracks: tracks) }) else {
+                return plain
+            }
             return next.following(plain)
         }
     }
@@ -118,7 +120,9 @@ enum UnicodeForm {
         var joining: [ClosedRange<UInt32>] = [0x1161...0x1175, 0x11A8...0x11C2]
         let changing = set { scalar in
             let value = scalar.value
-            if value < 0x300 || inert.contains(where: { $0.contains(value) }) || youngSet.contains(value) { return false }
+            if value < 0x300 || inert.contains(where: { $0.contains(value) }) || youngSet.contains(value) {
+                return false
+            }
             if scalar.properties.canonicalCombiningClass != .notReordered { return true }
             let text = String(scalar)
             if let last = Array(text._nfd).last, last != scalar {
@@ -145,7 +149,8 @@ enum UnicodeForm {
         return ScalarSet(ranges)
     }
 
-    private static func withoutCompatibility(_ text: UnsafePointer<UInt8>, _ count: Int, _ tracks: Bool) -> AlignedText {
+    private static func withoutCompatibility(_ text: UnsafePointer<UInt8>, _ count: Int, _ tracks: Bool) -> AlignedText
+    {
         var result = AlignedText(tracks: tracks)
         var i = 0
         while i < count {

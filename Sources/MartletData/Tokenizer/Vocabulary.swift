@@ -2,13 +2,11 @@
 final class Vocabulary: @unchecked Sendable {
     // @unchecked: the tables are written in init only.
 
-    /// The texts of all tokens, one after the other, as UTF-8.
+    /// What all tokens decode to, one after the other, as UTF-8.
     private let arena: UnsafeMutablePointer<UInt8>
     /// By id: where its text is in the arena; an empty range where there is no such id.
     private let spans: [Range<Int>]
     private let modelIDs: ByteTable
-    /// The ids of the model's own tokens.
-    let modelTokens: [Int32]
     private let addedIDs: ByteTable
     /// By id: whether it is skipped when special tokens are.
     private let special: [Bool]
@@ -19,7 +17,14 @@ final class Vocabulary: @unchecked Sendable {
     /// Highest id + 1.
     var count: Int { spans.count }
 
-    struct Added { var id: Int32, text: String, isSpecial: Bool }
+    struct Added {
+        var id: Int32
+        var text: String
+        /// What it decodes to: the normalized text of a token that is matched in normalized text.
+        var decodedText: [UInt8]
+        /// As in `tokenizers`, a token counts as special by the text it decodes to.
+        var isSpecial: Bool
+    }
 
     /// `model` has no two equal texts, and no two tokens share an id unless they share the text.
     init(model: [(text: String, id: Int32)], added: [Added]) {
@@ -29,25 +34,25 @@ final class Vocabulary: @unchecked Sendable {
         var arena: [UInt8] = []
         modelIDs = ByteTable(capacity: model.count)
         addedIDs = ByteTable(capacity: added.count)
-        func store(_ text: String, _ id: Int32) {
+        func store(_ text: some Sequence<UInt8>, _ id: Int32) {
             let start = arena.count
-            arena += text.utf8
+            arena += text
             spans[Int(id)] = start..<arena.count
         }
+        let names = Set(added.filter(\.isSpecial).map { Array($0.text.utf8) })
         for (text, id) in model {
-            store(text, id)
+            store(text.utf8, id)
             _ = modelIDs.insert(Array(text.utf8), id)
         }
         for token in added {
-            store(token.text, token.id)
+            store(token.decodedText, token.id)
             _ = addedIDs.insert(Array(token.text.utf8), token.id)
-            special[Int(token.id)] = token.isSpecial
+            special[Int(token.id)] = names.contains(token.decodedText)
         }
         self.arena = .allocate(capacity: max(1, arena.count))
         self.arena.initialize(from: arena, count: arena.count)
         self.spans = spans
         self.special = special
-        modelTokens = model.map(\.id)
     }
 
     deinit { arena.deallocate() }
@@ -62,6 +67,7 @@ final class Vocabulary: @unchecked Sendable {
         return UnsafeBufferPointer(start: arena + span.lowerBound, count: span.count)
     }
 
+    /// The text of a token as decoding sees it.
     func token(of id: Int32) -> String? { contains(id) ? String(decoding: bytes(of: id), as: UTF8.self) : nil }
 
     func modelID(of text: String) -> Int32? { modelIDs.find(Array(text.utf8)) }

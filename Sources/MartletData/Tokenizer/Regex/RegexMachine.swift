@@ -136,7 +136,9 @@ final class RegexMachine {
             case .lazySet:
                 succeeded = takeFew(program, instruction, pc, &position)
             case .choice:
-                if instruction.b >= 0, position == end || !program.byteSets[Int(instruction.b) &* 256 &+ Int(text[position])] {
+                if instruction.b >= 0,
+                    position == end || !program.byteSets[Int(instruction.b) &* 256 &+ Int(text[position])]
+                {
                     pc = instruction.a
                     continue
                 }
@@ -212,7 +214,8 @@ final class RegexMachine {
                 return true
             case 2:
                 let instruction = program.code[Int(frame.pc)]
-                let length = frame.position < end
+                let length =
+                    frame.position < end
                     ? program.tables[Int(instruction.a)].length(at: text + frame.position) : 0
                 depth = top
                 if length == 0 { continue }

@@ -32,7 +32,9 @@ indirect enum RegexNode: Sendable {
             let inner = node.first
             return (inner.bytes, inner.canBeEmpty || least == 0)
         case .alternation(let nodes):
-            return nodes.map(\.first).reduce((ByteSet(), false)) { ($0.bytes.union($1.bytes), $0.canBeEmpty || $1.canBeEmpty) }
+            return nodes.map(\.first).reduce((ByteSet(), false)) {
+                ($0.bytes.union($1.bytes), $0.canBeEmpty || $1.canBeEmpty)
+            }
         case .sequence(let nodes):
             var bytes = ByteSet()
             for node in nodes {
@@ -88,7 +90,8 @@ struct ByteSet: Sendable {
     init(leading set: ScalarSet) {
         for range in set.ranges {
             guard let low = ByteSet.lead(range.lowerBound), let high = ByteSet.lead(range.upperBound) else { continue }
-            for byte in low...high { insert(byte) }
+            // A range that begins in ASCII passes over the bytes that lead nothing.
+            for byte in low...high where byte < 0x80 || byte >= 0xC2 { insert(byte) }
         }
     }
 
@@ -113,7 +116,13 @@ struct ByteSet: Sendable {
     }
 
     func contains(_ byte: UInt8) -> Bool {
-        let word = switch byte >> 6 { case 0: words.0; case 1: words.1; case 2: words.2; default: words.3 }
+        let word =
+            switch byte >> 6 {
+            case 0: words.0;
+            case 1: words.1;
+            case 2: words.2;
+            default: words.3
+            }
         return word >> UInt64(byte & 63) & 1 == 1
     }
 

@@ -29,7 +29,8 @@ struct RegexParser {
         text.append(contentsOf: pattern)
         return MartletError(
             "the regular expression '\(String(text))' cannot be used", in: "character \(i + 1) of the pattern",
-            because: reason, fix: "rewrite the pattern in tokenizer.json with the parts of the syntax that are supported")
+            because: reason,
+            fix: "rewrite the pattern in tokenizer.json with the parts of the syntax that are supported")
     }
 
     var next: UnicodeScalar? { i < pattern.count ? pattern[i] : nil }
@@ -80,7 +81,8 @@ struct RegexParser {
         guard start > 0, i == start + 1, start < pattern.count else { return }
         let pair = String(String.UnicodeScalarView(pattern[start - 1...start])).lowercased()
         if ["ss", "ff", "fi", "fl", "st"].contains(pair) {
-            throw failure("'\(pair)' inside (?i) also matches a single character (as 'ss' matches 'ß'), which is not supported")
+            throw failure(
+                "'\(pair)' inside (?i) also matches a single character (as 'ss' matches 'ß'), which is not supported")
         }
     }
 
@@ -305,7 +307,9 @@ struct RegexParser {
 
     private mutating func code(radix: Int, digits: ClosedRange<Int>) throws(MartletError) -> UnicodeScalar {
         var text = ""
-        while text.count < digits.upperBound, let scalar = next, scalar.isASCII, Int(String(scalar), radix: radix) != nil {
+        while text.count < digits.upperBound, let scalar = next, scalar.isASCII,
+            Int(String(scalar), radix: radix) != nil
+        {
             text.unicodeScalars.append(scalar)
             i += 1
         }

@@ -77,7 +77,8 @@ final class RegexProgram: @unchecked Sendable {
         firstBytes = first.canBeEmpty ? nil : byteSets + Int(start) * 256
         guard fits else {
             throw MartletError(
-                "the regular expression '\(pattern)' is too large", because: "its repeat counts multiply to more than "
+                "the regular expression '\(pattern)' is too large",
+                because: "its repeat counts multiply to more than "
                     + "\(RegexProgram.maximumSize) instructions", fix: "lower the repeat counts in tokenizer.json")
         }
     }
@@ -108,7 +109,8 @@ final class RegexProgram: @unchecked Sendable {
 
         var here: Int32 { Int32(code.count) }
 
-        mutating func add(_ operation: Operation, _ a: Int32 = 0, _ b: Int32 = 0, _ c: Int32 = 0, _ d: Int32 = 0) -> Int {
+        mutating func add(_ operation: Operation, _ a: Int32 = 0, _ b: Int32 = 0, _ c: Int32 = 0, _ d: Int32 = 0) -> Int
+        {
             code.append(Instruction(operation: operation, a: a, b: b, c: c, d: d))
             return code.count - 1
         }
@@ -130,7 +132,8 @@ final class RegexProgram: @unchecked Sendable {
             case .look(let inner, let behind, let negative):
                 let width = inner.width
                 let furthest = width.most.flatMap { $0 < Int32.max ? Int32($0) : nil } ?? -1
-                let head = behind
+                let head =
+                    behind
                     ? add(.lookBehind, 0, negative ? 1 : 0, Int32(min(width.least, Int(Int32.max))), furthest)
                     : add(.lookAhead, 0, negative ? 1 : 0)
                 return nested(inner, head)
@@ -170,11 +173,17 @@ final class RegexProgram: @unchecked Sendable {
         ) -> Bool {
             if case .set(let set) = node {
                 let operation: Operation =
-                    switch greed { case .greedy: .greedySet; case .lazy: .lazySet; case .possessive: .possessiveSet }
+                    switch greed {
+                    case .greedy: .greedySet;
+                    case .lazy: .lazySet;
+                    case .possessive: .possessiveSet
+                    }
                 _ = add(operation, table(set), Int32(least), most.map { Int32($0) } ?? Int32.max)
                 return true
             }
-            if greed == .possessive { return nested(.repetition(node, least: least, most: most, .greedy), add(.atomic)) }
+            if greed == .possessive {
+                return nested(.repetition(node, least: least, most: most, .greedy), add(.atomic))
+            }
             for _ in 0..<least { guard emit(node) else { return false } }
             guard let most else { return loop(node, greed) }
             var heads: [Int] = []

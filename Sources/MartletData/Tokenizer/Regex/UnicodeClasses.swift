@@ -179,8 +179,12 @@ enum CaseFolding {
 
     private static let members: [UInt32: [UInt32]] = Dictionary(grouping: fold.keys.sorted()) { fold[$0] ?? $0 }
 
-    private static func upper(_ value: UInt32) -> UInt32 { one(UnicodeScalar(value)?.properties.uppercaseMapping) ?? value }
-    private static func lower(_ value: UInt32) -> UInt32 { one(UnicodeScalar(value)?.properties.lowercaseMapping) ?? value }
+    private static func upper(_ value: UInt32) -> UInt32 {
+        one(UnicodeScalar(value)?.properties.uppercaseMapping) ?? value
+    }
+    private static func lower(_ value: UInt32) -> UInt32 {
+        one(UnicodeScalar(value)?.properties.lowercaseMapping) ?? value
+    }
     private static func one(_ text: String?) -> UInt32? {
         guard let scalars = text?.unicodeScalars, scalars.count == 1 else { return nil }
         return scalars.first?.value
