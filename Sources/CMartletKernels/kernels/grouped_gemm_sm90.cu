@@ -50,9 +50,14 @@ constexpr int staging_bytes = 8 * 4096;
 constexpr int barrier_bytes = 2 * 8 * stages;
 /// The host asks for this much dynamic shared memory.
 static_assert(stages * stage_bytes + staging_bytes + barrier_bytes == 229440, "the launch's shared_bytes");
+/// Steps whose gathered rows may be under way before the oldest is announced; less than `stages`.
 #ifndef LAG
 #define LAG 1
 #endif
+/// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
+constexpr int producer_registers = gathers ? 72 : 40;
+constexpr int consumer_registers = gathers ? 216 : 232;
+static_assert(producer_registers + 2 * consumer_registers <= 3 * 168, "the block's registers");
 
 /// Where the ring stands: the slot and the parity of its next full phase.
 struct Ring {
@@ -364,10 +369,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     __syncthreads();
     const int total = *tile_count * column_tiles;
     if (threadIdx.x < 128) {
-        register_decrease<64>();
+        register_decrease<producer_registers>();
         if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, gate_up, source, order, tiles, total);
     } else {
-        register_increase<224>();
+        register_increase<consumer_registers>();
         consume(ring, shared, order, tiles, total, weights, out, act, partial, row_total);
     }
 }
