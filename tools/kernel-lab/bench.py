@@ -30,8 +30,7 @@ def times(works):
 
 def routing(kind, E, T, K):
     if kind == "even":
-        return torch.stack([torch.randperm(E)[:K] for _ in range(T)]) if False else (
-            (torch.arange(T * K) % E)[torch.randperm(T * K)])
+        return (torch.arange(T * K) % E)[torch.randperm(T * K)]
     # Skewed: expert popularity falls geometrically so that the largest has about 8 times the mean.
     p = torch.exp(-torch.arange(E) / (E / 8.0)) + 0.02
     return torch.multinomial(p / p.sum(), T * K, replacement=True)

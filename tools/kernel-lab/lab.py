@@ -101,7 +101,7 @@ class Experts:
         # One row more than needed: it must stay NaN.
         self.gate_up, self.act, self.out = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
         self.dgate_up, self.act2, self.dxr = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
-        self.partial_count = -(-F // 256)
+        self.partial_count = -(-F // 192)
         self.partial = poison(self.partial_count, R, dtype=torch.float32)
         self.dweight = poison(R, dtype=torch.float32)
         if A:
@@ -125,7 +125,7 @@ class Experts:
     def gemm(self, mode):
         H, F, E, A, R = self.H, self.F, self.E, self.A, self.R
         wide = 2 * F
-        dense, inner = [64, 128], [64, 128, 1] if mode in (UP, DOWN) else [64, 64, 1]
+        dense, inner = [64, 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
         a, k = {UP: (self.x, H), DOWN: (self.act, F), DACT: (self.dy, H), DX: (self.dgate_up, wide)}[mode]
         b, sizes = (self.wgu, [H, wide, E]) if mode in (UP, DX) else (self.wd, [F, H, E])
         if not hasattr(self, "maps"): self.maps = {}
@@ -137,13 +137,12 @@ class Experts:
                 maps += [TensorMap(p, [A, R], dense), TensorMap(m, m_sizes, inner)]
             else:
                 maps += maps
-            maps.append(TensorMap(self.gate_up, [wide, R], dense))
             self.maps[mode] = maps
         out, act = {UP: (self.gate_up, self.act), DOWN: (self.out, None), DACT: (self.dgate_up, self.act2),
                     DX: (self.dxr, None)}[mode]
         Module("grouped_gemm_sm90", MODE=mode, HIDDEN=H, INNER=F, TOP_K=self.K, RANK=A)(
             "grouped_gemm", self.grid, 384, *self.maps[mode], a, self.order, self.tiles, self.tile_count, self.weight,
-            out, act, self.partial, R, shared=229440)
+            self.gate_up, out, act, self.partial, R, shared=231520)
 
     def project(self, source, matrix, p, weighted, gathers):
         Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K)(

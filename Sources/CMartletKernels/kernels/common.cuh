@@ -54,8 +54,11 @@ __device__ __forceinline__ Vector load_shared128(u32 address) {
 }
 __device__ __forceinline__ u32 load_shared32(u32 address) {
     u32 v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
     return v;
+}
+__device__ __forceinline__ void store_shared32(u32 address, u32 v) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 
 /// 16 bytes from global to shared memory, in the background; a false `valid` writes zeros and reads nothing.

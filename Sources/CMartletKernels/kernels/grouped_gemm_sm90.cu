@@ -10,15 +10,18 @@
 //            B [E, O, r]. F and H multiples of 8, r of 8; edges of tiles are predicated, so any counts of rows are right.
 // Budget     UP and DX 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
-// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 229440 bytes of
+// Design     three warpgroups: one fills a ring of five K steps, two multiply in turns (ping-pong), each a tile of 128 rows x
+//            192 columns of its own, so that one's epilogue runs under the other's products. A tile of at most 64 rows
+//            costs half.
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 231520 bytes of
 //            dynamic shared memory. Persistent: block b takes tiles b, b + grid, ...; the count of tiles is read on the
 //            device. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost first):
-//              a        DOWN act {F, R}, DX dgateUp {2F, R}, box {64, 128}; UP and DACT gather rows themselves
-//              b        UP Wgu {H, 2F, E}, DOWN Wd {F, H, E}, box {64, 128, 1};
-//                       DACT Wd {F, H, E}, DX Wgu {H, 2F, E}, box {64, 64, 1}
-//              a_ext    p or q {r, R}, box {64, 128}
-//              b_ext    UP B1 {r, 2F, E}, DOWN B2 {r, H, E}, box {64, 128, 1}; DACT A2 {F, r, E}, DX A1 {H, r, E}, box {64, 64, 1}
-//              gate_up  DACT gateUp {2F, R}, box {64, 128}
+//              a      DOWN act {F, R}, DX dgateUp {2F, R}, box {64, 128}; UP and DACT gather rows themselves
+//              b      UP Wgu {H, 2F, E}, box {64, 96, 1}; DOWN Wd {F, H, E}, box {64, 192, 1};
+//                     DACT Wd {F, H, E}, DX Wgu {H, 2F, E}, box {64, 64, 1}
+//              a_ext  p or q {r, R}, box {64, 128}
+//              b_ext  UP B1 {r, 2F, E}, box {64, 96, 1}; DOWN B2 {r, H, E}, box {64, 192, 1};
+//                     DACT A2 {F, r, E}, DX A1 {H, r, E}, box {64, 64, 1}
 // Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
 //            the backward pass makes the same bytes again. dgateUp may overwrite gateUp.
 // Reference  CPUBackend.experts / expertsBackward; Guo et al. 2025, SonicMoE (gather in the loads, dSwiGLU in the epilogue).
@@ -34,29 +37,27 @@ constexpr bool b_transposed = MODE == DACT || MODE == DX;
 constexpr int k_size = MODE == UP || MODE == DACT ? HIDDEN : MODE == DOWN ? INNER : 2 * INNER;
 constexpr int columns = MODE == UP || MODE == DACT ? INNER : HIDDEN;
 /// Output columns of a tile; UP has the gate and the up column of each.
-constexpr int tile_columns = MODE == UP ? 128 : 256;
+constexpr int tile_columns = MODE == UP ? 96 : 192;
 constexpr int column_tiles = ceil_div(columns, tile_columns);
 constexpr int base_steps = ceil_div(k_size, 64);
 constexpr int steps = base_steps + ceil_div(RANK, 64);
-/// DACT fetches gate and up, 64 columns a step, through the same ring.
-constexpr int epilogue_steps = MODE == DACT ? 4 : 0;
 
 constexpr int a_bytes = 128 * 64 * 2;
-constexpr int b_bytes = 256 * 64 * 2;
+constexpr int b_bytes = 192 * 64 * 2;
 constexpr int stage_bytes = a_bytes + b_bytes;
-constexpr int stages = 4;
-/// 16 rows x 128 columns for each of the 8 consumer warps.
-constexpr int staging_bytes = 8 * 4096;
-constexpr int barrier_bytes = 2 * 8 * stages;
-/// The host asks for this much dynamic shared memory.
-static_assert(stages * stage_bytes + staging_bytes + barrier_bytes == 229440, "the launch's shared_bytes");
+constexpr int stages = 5;
+/// Each of the 8 consumer warps stages 16 rows x 96 columns; 16 bytes between rows keep the banks apart.
+constexpr int staging_pitch = 96 * 2 + 16;
+constexpr int staging_bytes = 16 * staging_pitch;
+constexpr int barriers_at = stages * stage_bytes + 8 * staging_bytes;
+static_assert(barriers_at + (stages + 1) * 16 == 231520, "the launch's dynamic shared memory");
 /// Steps whose gathered rows may be under way before the oldest is announced; less than `stages`.
 #ifndef LAG
-#define LAG 1
+#define LAG 2
 #endif
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
-constexpr int producer_registers = gathers ? 72 : 40;
-constexpr int consumer_registers = gathers ? 216 : 232;
+constexpr int producer_registers = 40;
+constexpr int consumer_registers = 232;
 static_assert(producer_registers + 2 * consumer_registers <= 3 * 168, "the block's registers");
 
 /// Where the ring stands: the slot and the parity of its next full phase.
@@ -68,32 +69,41 @@ struct Ring {
     __device__ __forceinline__ explicit Ring(u32 base) : base(base) {}
     __device__ __forceinline__ u32 a() const { return base + slot * stage_bytes; }
     __device__ __forceinline__ u32 b() const { return a() + a_bytes; }
-    __device__ __forceinline__ u32 full() const { return base + stages * stage_bytes + staging_bytes + 16 * slot; }
+    __device__ __forceinline__ u32 full() const { return base + barriers_at + 16 * slot; }
     __device__ __forceinline__ u32 empty() const { return full() + 8; }
+    /// Completed when warpgroup `group` may multiply: a parity tells only neighbouring phases of a slot apart, so that it must
+    /// not wait for a slot before the other one has seen all of its own.
+    __device__ __forceinline__ u32 turn(int group) const { return base + barriers_at + 16 * stages + 8 * group; }
+    __device__ __forceinline__ void advance(int count) {
+        slot += count;
+        parity ^= slot / stages & 1;
+        slot %= stages;
+    }
     __device__ __forceinline__ void next() {
         if (++slot == stages) slot = 0, parity ^= 1;
     }
 };
 
-/// One step's share of the weights (or of the adapter's second matrix), for 256 columns.
-__device__ __forceinline__ void load_b(
-    const Ring& ring, const TensorMap& map, int k, int column, int expert) {
-    if (!b_transposed) {
-        tensor_load(ring.b(), map, ring.full(), k, column, expert);
-        tensor_load(ring.b() + b_bytes / 2, map, ring.full(), k, MODE == UP ? INNER + column : column + 128, expert);
-    } else {
+// MARK: Filling the ring
+
+/// One step's share of the weights (or of the adapter's second matrix).
+__device__ __forceinline__ void load_b(const Ring& ring, const TensorMap& map, int k, int column, int expert) {
+    if (b_transposed) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 3; ++i) {
             tensor_load(ring.b() + i * 8192, map, ring.full(), column + 64 * i, k, expert);
         }
+    } else {
+        tensor_load(ring.b(), map, ring.full(), k, column, expert);
+        if (MODE == UP) tensor_load(ring.b() + b_bytes / 2, map, ring.full(), k, INNER + column, expert);
     }
 }
 
-/// The warpgroup that fills the ring. With a gather its 128 threads copy the rows of A and thread 0 starts the tensor
-/// copies; else thread 0 does everything and the others have left.
+/// With a gather the warpgroup's 128 threads copy the rows of A and thread 0 starts the tensor copies; else thread 0 does
+/// everything and the others have left.
 __device__ __forceinline__ void produce(
-    Ring ring, const TensorMap& a, const TensorMap& b, const TensorMap& a_ext, const TensorMap& b_ext,
-    const TensorMap& gate_up, const bf16* source, const int* order, const Tile* tiles, int total) {
+    Ring ring, const TensorMap& a, const TensorMap& b, const TensorMap& a_ext, const TensorMap& b_ext, const bf16* source,
+    const int* order, const Tile* tiles, int total) {
     const int thread = threadIdx.x;
     // Thread i copies 16-byte chunk i % 8 of rows i / 8 + 16 j.
     const int chunk = thread % 8, first_row = thread / 8;
@@ -104,15 +114,16 @@ __device__ __forceinline__ void produce(
     for (int index = blockIdx.x; index < total; index += gridDim.x) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
-        const bf16* rows[8];
+        // In units of 16 bytes; rows past the tile's end repeat its last row's, which nobody reads.
+        u32 rows[8];
         if (gathers) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                const int row = first_row + 16 * j;
-                rows[j] = row < tile.count ? source + (u64)(order[tile.row + row] / TOP_K) * HIDDEN + chunk * 8 : nullptr;
+                const int row = min(first_row + 16 * j, tile.count - 1);
+                rows[j] = (u32)(order[tile.row + row] / TOP_K) * (HIDDEN / 8) + chunk;
             }
         }
-        for (int step = 0; step < steps + epilogue_steps; ++step, ring.next()) {
+        for (int step = 0; step < steps; ++step, ring.next()) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
             const int k = step * 64, k_ext = (step - base_steps) * 64;
             if (thread == 0) {
@@ -120,22 +131,20 @@ __device__ __forceinline__ void produce(
                     barrier_expect(ring.full(), gathers ? b_bytes : stage_bytes);
                     if (!gathers) tensor_load(ring.a(), a, ring.full(), k, tile.row);
                     load_b(ring, b, k, column, tile.expert);
-                } else if (step < steps) {
+                } else {
                     barrier_expect(ring.full(), stage_bytes);
                     tensor_load(ring.a(), a_ext, ring.full(), k_ext, tile.row);
                     load_b(ring, b_ext, k_ext, column, tile.expert);
-                } else {
-                    const int at = column + 64 * (step - steps);
-                    barrier_expect(ring.full(), 2 * a_bytes);
-                    tensor_load(ring.a(), gate_up, ring.full(), at, tile.row);
-                    tensor_load(ring.b(), gate_up, ring.full(), INNER + at, tile.row);
                 }
             }
             if (!gathers) continue;
             if (step < base_steps) {
+                const bool inside = k_size % 64 == 0 || k + chunk * 8 < k_size;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
-                    if (rows[j]) copy_async(ring.a() + swizzled + j * 2048, rows[j] + k, k + chunk * 8 < k_size);
+                    if (first_row + 16 * j < tile.count) {
+                        copy_async(ring.a() + swizzled + j * 2048, source + (u64)(rows[j] + step * 8) * 8, inside);
+                    }
                 }
             }
             copy_async_commit();
@@ -158,35 +167,36 @@ __device__ __forceinline__ void produce(
     }
 }
 
-/// A slot is released by each warpgroup, in DACT by each warp: its epilogue reads slots warp by warp.
-constexpr int releases = MODE == DACT ? 8 : 2;
-__device__ __forceinline__ void release(u32 empty) {
-    if (threadIdx.x % (256 / releases) == 0) barrier_arrive(empty);
-}
+// MARK: Products
 
-/// One step of K, `count` times 16 of it.
-template <int count>
-__device__ __forceinline__ void multiply_step(float (&d)[128], const Ring& ring, int group, bool accumulates) {
-    const u64 a = operand(ring.a() + group * (a_bytes / 2));
-    const u64 b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b());
+/// One step of K, `count` times 16 of it, for the first 64 rows and, if `both`, the last 64.
+template <int count, bool both>
+__device__ __forceinline__ void multiply_step(float (&d)[2][96], const Ring& ring, bool accumulates) {
+    const u64 a = operand(ring.a()), b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b());
     constexpr int b_step = b_transposed ? 2048 >> 4 : 32 >> 4;
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-        wgmma_64_256_16<b_transposed>(d, a + 2 * i, b + b_step * i, accumulates || i > 0);
+        wgmma_64_192_16<b_transposed>(d[0], a + 2 * i, b + b_step * i, accumulates || i > 0);
+        if (both) wgmma_64_192_16<b_transposed>(d[1], a + (8192 >> 4) + 2 * i, b + b_step * i, accumulates || i > 0);
     }
     wgmma_commit();
 }
 
-/// All steps of one tile into the accumulators of one warpgroup (64 rows). One step stays under way while the next starts.
-__device__ __forceinline__ void multiply(float (&d)[128], Ring& ring, int group) {
+__device__ __forceinline__ void release(u32 barrier) {
+    if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
+}
+
+/// All steps of one tile into the accumulators. One step stays under way while the next starts.
+template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96], Ring& ring, int group, int round) {
+    barrier_wait(ring.turn(group), (round ^ group ^ 1) & 1);
     barrier_wait(ring.full(), ring.parity);
-    multiply_step<4>(d, ring, group, false);
+    multiply_step<4, both>(d, ring, false);
     u32 previous = ring.empty();
     ring.next();
     for (int step = 1; step < base_steps; ++step, ring.next()) {
         barrier_wait(ring.full(), ring.parity);
-        multiply_step<4>(d, ring, group, true);
+        multiply_step<4, both>(d, ring, true);
         wgmma_wait<1>();
         release(previous);
         previous = ring.empty();
@@ -195,122 +205,133 @@ __device__ __forceinline__ void multiply(float (&d)[128], Ring& ring, int group)
     for (int step = base_steps; step < steps; ++step, ring.next()) {
         barrier_wait(ring.full(), ring.parity);
         if (step < steps - 1) {
-            multiply_step<4>(d, ring, group, true);
+            multiply_step<4, both>(d, ring, true);
         } else {
-            multiply_step<(RANK - 1) / 16 % 4 + 1>(d, ring, group, true);
+            multiply_step<(RANK - 1) / 16 % 4 + 1, both>(d, ring, true);
         }
         wgmma_wait<1>();
         release(previous);
         previous = ring.empty();
     }
+    release(ring.turn(group ^ 1));
     wgmma_wait<0>();
-    hold(d);
+    hold(d[0]);
+    if (both) hold(d[1]);
     release(previous);
 }
 
-/// What a warpgroup does with a tile none of whose rows are its own.
-__device__ __forceinline__ void skip(Ring& ring) {
-    for (int step = 0; step < steps + epilogue_steps; ++step, ring.next()) {
-        barrier_wait(ring.full(), ring.parity);
-        release(ring.empty());
+// MARK: Epilogues, warp by warp, 16 rows at a time
+
+/// 16 rows x 8 `chunks` columns from the warp's staging area to global memory. Rows of `to` are `stride` apart; with a `jump`
+/// the second half of the columns stands that many elements on. Only `count` rows and columns below `limit` are written.
+template <int chunks>
+__device__ __forceinline__ void flush_rows(u32 staging, bf16* to, int stride, int jump, int count, int limit) {
+    __syncwarp();
+#pragma unroll
+    for (int i = threadIdx.x % 32; i < 16 * chunks; i += 32) {
+        const int row = i / chunks, chunk = i % chunks;
+        const bool second = jump && chunk >= chunks / 2;
+        const int column = (second ? chunk - chunks / 2 : chunk) * 8;
+        if (row < count && column < limit) {
+            store128(to + (u64)row * stride + column + (second ? jump : 0),
+                     load_shared128(staging + row * staging_pitch + chunk * 16));
+        }
     }
+    __syncwarp();
 }
 
-/// One warp's 16 rows x 128 columns, given as the accumulator's pairs, to global memory by way of its staging area.
-/// `pair(j, half)` is columns 8 j + 2 (lane % 4) (+ 1) of row lane / 4 + 8 half. Rows of `to` are `stride` apart; columns
-/// 64 ... stand `jump` elements further on. Only `row_count` rows and the columns below `limit` are written.
-template <class Pair>
-__device__ __forceinline__ void store_rows(
-    u32 staging, bf16* to, u64 stride, int jump, int row_count, int limit, Pair pair) {
+/// The same from the accumulator's layout: `pair(j, half)` is columns 8 j + 2 (lane % 4) (+ 1) of row lane / 4 + 8 half.
+template <int chunks, class Pair>
+__device__ __forceinline__ void store_rows(u32 staging, bf16* to, int stride, int count, int limit, Pair pair) {
     const int lane = threadIdx.x % 32;
-    const int row = lane % 8 + (lane / 8 % 2) * 8;
+    const u32 corner = staging + lane % 16 * staging_pitch + lane / 16 * 16;
 #pragma unroll
-    for (int j = 0; j < 16; j += 2) {
-        const u32 address = staging + row * 256 + (((j + lane / 16) ^ (row % 8)) << 4);
-        store_matrices(address, pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
+    for (int j = 0; j < chunks; j += 2) {
+        store_matrices(corner + j * 16, pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
     }
-    __syncwarp();
-    const int chunk = lane % 16;
-    const int column = jump ? chunk % 8 * 8 : chunk * 8;
-    bf16* target = to + column + (jump && chunk >= 8 ? jump : 0);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const int r = 2 * i + lane / 16;
-        const Vector v = load_shared128(staging + r * 256 + ((chunk ^ (r % 8)) << 4));
-        if (r < row_count && column < limit) store128(target + r * stride, v);
-    }
-    __syncwarp();
+    flush_rows<chunks>(staging, to, stride, 0, count, limit);
 }
 
-/// gate and up stand in the same thread: columns j of the gate are d[4 j ...], of up d[64 + 4 j ...].
+/// gate and up stand in the same thread: column 8 j + ... of the gate is d[4 j ...], of up d[48 + 4 j ...].
 __device__ __forceinline__ void finish_up(
-    const float (&d)[128], u32 staging, int row, int count, int column, bf16* gate_up, bf16* act) {
+    const float (&d)[96], u32 staging, int row, int count, int column, bf16* gate_up, bf16* act) {
     bf16* to = gate_up + (u64)row * 2 * INNER + column;
     const int limit = INNER - column;
-    store_rows(staging, to, 2 * INNER, 0, count, limit,
-               [&](int j, int half) { return pack(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]); });
-    store_rows(staging, to + INNER, 2 * INNER, 0, count, limit,
-               [&](int j, int half) { return pack(d[64 + 4 * j + 2 * half], d[64 + 4 * j + 2 * half + 1]); });
+    store_rows<12>(staging, to, 2 * INNER, count, limit,
+                   [&](int j, int half) { return pack(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]); });
+    store_rows<12>(staging, to + INNER, 2 * INNER, count, limit,
+                   [&](int j, int half) { return pack(d[48 + 4 * j + 2 * half], d[48 + 4 * j + 2 * half + 1]); });
     if (!act) return;
-    store_rows(staging, act + (u64)row * INNER + column, INNER, 0, count, limit, [&](int j, int half) {
+    store_rows<12>(staging, act + (u64)row * INNER + column, INNER, count, limit, [&](int j, int half) {
         const u32 gate = pack(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]);
-        const u32 up = pack(d[64 + 4 * j + 2 * half], d[64 + 4 * j + 2 * half + 1]);
+        const u32 up = pack(d[48 + 4 * j + 2 * half], d[48 + 4 * j + 2 * half + 1]);
         return pack(low(gate) * sigmoid(low(gate)) * low(up), high(gate) * sigmoid(high(gate)) * high(up));
     });
 }
 
-__device__ __forceinline__ void finish_rows(
-    const float (&d)[128], u32 staging, int row, int count, int column, bf16* out) {
+__device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, int row, int count, int column, bf16* out) {
 #pragma unroll
-    for (int half_tile = 0; half_tile < 2; ++half_tile) {
-        const int first = column + 128 * half_tile;
-        store_rows(staging, out + (u64)row * HIDDEN + first, HIDDEN, 0, count, HIDDEN - first, [&](int j, int half) {
-            const int i = 64 * half_tile + 4 * j + 2 * half;
+    for (int part = 0; part < 2; ++part) {
+        const int first = column + 96 * part;
+        store_rows<12>(staging, out + (u64)row * HIDDEN + first, HIDDEN, count, HIDDEN - first, [&](int j, int half) {
+            const int i = 48 * part + 4 * j + 2 * half;
             return pack(d[i], d[i + 1]);
         });
     }
 }
 
-/// d holds dact; gate and up come through the ring, 64 columns a step.
+/// d holds dact; gate and up are read 48 columns at a time through the staging area.
 __device__ __forceinline__ void finish_dact(
-    const float (&d)[128], Ring& ring, u32 staging, int warp, int row, int count, int column, const float (&weight)[2],
-    bf16* dgate_up, bf16* act, float* partial) {
+    const float (&d)[96], u32 staging, int row, int count, int column, const int* order, const float* weights,
+    const bf16* gate_up, bf16* dgate_up, bf16* act, float* partial) {
     const int lane = threadIdx.x % 32;
-    float sum[2] = {0, 0};
+    float weight[2], sum[2] = {0, 0};
 #pragma unroll
-    for (int quarter = 0; quarter < 4; ++quarter, ring.next()) {
-        const int first = column + 64 * quarter;
-        u32 dgate[8][2], dup[8][2], unit[8][2];
-        barrier_wait(ring.full(), ring.parity);
+    for (int half = 0; half < 2; ++half) {
+        const int r = lane / 4 + 8 * half;
+        weight[half] = r < count ? weights[order[row + r]] : 0.0f;
+    }
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
+    for (int quarter = 0; quarter < 4; ++quarter) {
+        const int first = column + 48 * quarter;
+        if (first >= INNER) break;
+#pragma unroll
+        for (int i = lane; i < 16 * 12; i += 32) {
+            const int r = i / 12, chunk = i % 12, at = first + chunk % 6 * 8;
+            const bool valid = r < count && at < INNER;
+            const bf16* from = gate_up + (u64)(row + (valid ? r : 0)) * 2 * INNER + (valid ? at : 0) + chunk / 6 * INNER;
+            copy_async(staging + r * staging_pitch + chunk * 16, from, valid);
+        }
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncwarp();
+        u32 unit[6][2];
+#pragma unroll
+        for (int j = 0; j < 6; ++j) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const u32 at = (warp * 16 + lane / 4 + 8 * half) * 128 + ((j ^ (lane / 4)) << 4) + 4 * (lane % 4);
-                const u32 gates = load_shared32(ring.a() + at), ups = load_shared32(ring.b() + at);
+                // The gradients go where the values stood.
+                const u32 at = staging + (lane / 4 + 8 * half) * staging_pitch + j * 16 + lane % 4 * 4;
+                const u32 gates = load_shared32(at), ups = load_shared32(at + 96);
                 float a[2], dg[2], du[2];
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
-                    const float gradient = d[32 * quarter + 4 * j + 2 * half + e], s = sigmoid(gate);
+                    const float gradient = d[24 * quarter + 4 * j + 2 * half + e], s = sigmoid(gate);
                     a[e] = gate * s * up;
-                    sum[half] += first + 8 * j < INNER ? a[e] * gradient : 0.0f;
+                    sum[half] += a[e] * gradient;
                     dg[e] = weight[half] * gradient * up * s * (1 + gate * (1 - s));
                     du[e] = weight[half] * gradient * gate * s;
                 }
-                dgate[j][half] = pack(dg[0], dg[1]);
-                dup[j][half] = pack(du[0], du[1]);
+                store_shared32(at, pack(dg[0], dg[1]));
+                store_shared32(at + 96, pack(du[0], du[1]));
                 unit[j][half] = pack(a[0], a[1]);
             }
         }
-        __syncwarp();
-        release(ring.empty());
-        store_rows(staging, dgate_up + (u64)row * 2 * INNER + first, 2 * INNER, INNER, count, INNER - first,
-                   [&](int j, int half) { return j < 8 ? dgate[j % 8][half] : dup[j % 8][half]; });
+        flush_rows<12>(staging, dgate_up + (u64)row * 2 * INNER + first, 2 * INNER, INNER, count, INNER - first);
         if (act) {
-            // Only 64 columns: the second half of the staging area repeats the first, past the limit.
-            store_rows(staging, act + (u64)row * INNER + first, INNER, 0, count, min(64, INNER - first),
-                       [&](int j, int half) { return unit[j % 8][half]; });
+            store_rows<6>(staging, act + (u64)row * INNER + first, INNER, count, INNER - first,
+                          [&](int j, int half) { return unit[j][half]; });
         }
     }
 #pragma unroll
@@ -321,58 +342,58 @@ __device__ __forceinline__ void finish_dact(
     }
 }
 
-/// The two warpgroups that multiply; each owns 64 rows of every tile.
+/// A warpgroup that multiplies: every other tile of the block.
 __device__ __forceinline__ void consume(
-    Ring ring, u32 shared, const int* order, const Tile* tiles, int total, const float* weights, bf16* out, bf16* act,
-    float* partial, int row_total) {
-    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
-    const u32 staging = shared + stages * stage_bytes + warp * 4096;
-    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+    Ring ring, u32 shared, const int* order, const Tile* tiles, int total, const float* weights, const bf16* gate_up,
+    bf16* out, bf16* act, float* partial, int row_total) {
+    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
+    const u32 staging = shared + stages * stage_bytes + warp * staging_bytes;
+    if (group == 1) ring.advance(steps);
+    int round = 0;
+    for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
-        const int row = tile.row + warp * 16, count = tile.count - warp * 16;
-        float weight[2] = {0, 0};
-        if (MODE == DACT) {
-            if (lane / 4 < count) weight[0] = weights[order[row + lane / 4]];
-            if (lane / 4 + 8 < count) weight[1] = weights[order[row + lane / 4 + 8]];
-        }
-        if (tile.count <= group * 64) {
-            skip(ring);
-            continue;
-        }
-        float d[128];
-        multiply(d, ring, group);
-        if (MODE == UP) finish_up(d, staging, row, count, column, out, act);
-        if (MODE == DOWN || MODE == DX) finish_rows(d, staging, row, count, column, out);
-        if (MODE == DACT) {
-            finish_dact(d, ring, staging, warp, row, count, column, weight, out, act,
-                        partial + (u64)(index % column_tiles) * row_total);
+        float d[2][96];
+        if (tile.count > 64) multiply<true>(d, ring, group, round);
+        else multiply<false>(d, ring, group, round);
+        ring.advance(steps);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int first = half * 64 + warp % 4 * 16, row = tile.row + first, count = tile.count - first;
+            if (count <= 0) break;
+            if (MODE == UP) finish_up(d[half], staging, row, count, column, out, act);
+            if (MODE == DOWN || MODE == DX) finish_rows(d[half], staging, row, count, column, out);
+            if (MODE == DACT) {
+                finish_dact(d[half], staging, row, count, column, order, weights, gate_up, out, act,
+                            partial + (u64)(index % column_tiles) * row_total);
+            }
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a_ext,
-    const __grid_constant__ TensorMap b_ext, const __grid_constant__ TensorMap gate_up,
-    const bf16* source, const int* order, const Tile* tiles, const int* tile_count, const float* weights,
-    bf16* out, bf16* act, float* partial, int row_total) {
+    const __grid_constant__ TensorMap b_ext, const bf16* source, const int* order, const Tile* tiles, const int* tile_count,
+    const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory);
     Ring ring(shared);
     if (threadIdx.x == 0) {
         for (Ring slot = ring; slot.parity == 0; slot.next()) {
             barrier_init(slot.full(), gathers ? 5 : 1);
-            barrier_init(slot.empty(), releases);
+            barrier_init(slot.empty(), 1);
         }
+        barrier_init(ring.turn(0), 1);
+        barrier_init(ring.turn(1), 1);
         barrier_init_fence();
     }
     __syncthreads();
     const int total = *tile_count * column_tiles;
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
-        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, gate_up, source, order, tiles, total);
+        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, order, tiles, total);
     } else {
         register_increase<consumer_registers>();
-        consume(ring, shared, order, tiles, total, weights, out, act, partial, row_total);
+        consume(ring, shared, order, tiles, total, weights, gate_up, out, act, partial, row_total);
     }
 }
