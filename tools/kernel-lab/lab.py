@@ -53,6 +53,7 @@ class Module:
         options = [b"--gpu-architecture=sm_90a", b"-std=c++17", b"-default-device", b"-lineinfo"]
         options += [f"-D{k}={v}".encode() for k, v in defines.items()]
         options += os.environ.get("DEFINES", "").encode().split()
+        if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
         result = nvrtc.nvrtcCompileProgram(program, len(options), options)
         log = b" " * must(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
@@ -153,7 +154,7 @@ class Experts:
         width = out.shape[1] if output_major else out.shape[2]
         Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major))(
             "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out,
-            shared=4 * (64 * 256 + 64 * self.A * 2))
+            shared=int(os.environ.get('DEPTH', 3)) * (64 * 256 + 64 * self.A * 2))
 
     def up(self):
         if self.A: self.project(self.x, self.a1, self.p1, None, True)

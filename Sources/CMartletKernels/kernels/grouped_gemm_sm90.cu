@@ -23,7 +23,7 @@
 //              b_ext  UP B1 {r, 2F, E}, box {64, 96, 1}; DOWN B2 {r, H, E}, box {64, 192, 1};
 //                     DACT A2 {F, r, E}, DX A1 {H, r, E}, box {64, 64, 1}
 // Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
-//            the backward pass makes the same bytes again. dgateUp may overwrite gateUp.
+//            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp.
 // Reference  CPUBackend.experts / expertsBackward; Guo et al. 2025, SonicMoE (gather in the loads, dSwiGLU in the epilogue).
 #include "sm90.cuh"
 
@@ -51,10 +51,6 @@ constexpr int staging_pitch = 96 * 2 + 16;
 constexpr int staging_bytes = 16 * staging_pitch;
 constexpr int barriers_at = stages * stage_bytes + 8 * staging_bytes;
 static_assert(barriers_at + (stages + 1) * 16 == 231520, "the launch's dynamic shared memory");
-/// Steps whose gathered rows may be under way before the oldest is announced; less than `stages`.
-#ifndef LAG
-#define LAG 2
-#endif
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -103,14 +99,11 @@ __device__ __forceinline__ void load_b(const Ring& ring, const TensorMap& map, i
 /// everything and the others have left.
 __device__ __forceinline__ void produce(
     Ring ring, const TensorMap& a, const TensorMap& b, const TensorMap& a_ext, const TensorMap& b_ext, const bf16* source,
-    const int* order, const Tile* tiles, int total) {
+    const bf16* gate_up, const int* order, const Tile* tiles, int total) {
     const int thread = threadIdx.x;
     // Thread i copies 16-byte chunk i % 8 of rows i / 8 + 16 j.
     const int chunk = thread % 8, first_row = thread / 8;
     const u32 swizzled = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
-    Ring announced = ring;
-    int pending = 0;
-
     for (int index = blockIdx.x; index < total; index += gridDim.x) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
@@ -122,6 +115,12 @@ __device__ __forceinline__ void produce(
                 const int row = min(first_row + 16 * j, tile.count - 1);
                 rows[j] = (u32)(order[tile.row + row] / TOP_K) * (HIDDEN / 8) + chunk;
             }
+        }
+        if (MODE == DACT && thread < tile.count) {
+            // The epilogue will read these; they wait in L2.
+            const u32 bytes = 2 * min(tile_columns, INNER - column);
+            prefetch_l2(gate_up + (u64)(tile.row + thread) * 2 * INNER + column, bytes);
+            prefetch_l2(gate_up + (u64)(tile.row + thread) * 2 * INNER + INNER + column, bytes);
         }
         for (int step = 0; step < steps; ++step, ring.next()) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
@@ -147,23 +146,8 @@ __device__ __forceinline__ void produce(
                     }
                 }
             }
-            copy_async_commit();
-            if (++pending > LAG) {
-                copy_async_wait<LAG>();
-                fence_async_proxy();
-                __syncwarp();
-                if (thread % 32 == 0) barrier_arrive(announced.full());
-                announced.next();
-                --pending;
-            }
+            copy_async_arrive(ring.full());
         }
-    }
-    if (!gathers) return;
-    copy_async_wait<0>();
-    fence_async_proxy();
-    __syncwarp();
-    for (; pending > 0; --pending, announced.next()) {
-        if (thread % 32 == 0) barrier_arrive(announced.full());
     }
 }
 
@@ -172,6 +156,7 @@ __device__ __forceinline__ void produce(
 /// One step of K, `count` times 16 of it, for the first 64 rows and, if `both`, the last 64.
 template <int count, bool both>
 __device__ __forceinline__ void multiply_step(float (&d)[2][96], const Ring& ring, bool accumulates) {
+    if (gathers) fence_async_proxy();
     const u64 a = operand(ring.a()), b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b());
     constexpr int b_step = b_transposed ? 2048 >> 4 : 32 >> 4;
     wgmma_fence();
@@ -280,11 +265,25 @@ __device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, i
     }
 }
 
-/// d holds dact; gate and up are read 48 columns at a time through the staging area.
+/// 16 rows x 48 columns of gate and of up, six vectors a lane: the staging area's rows, 16 bytes by 16 bytes.
+__device__ __forceinline__ void load_gate_up(Vector (&v)[6], const bf16* gate_up, int row, int count, int first) {
+#pragma unroll
+    for (int i = 0; i < 6; ++i) {
+        const int at = threadIdx.x % 32 + 32 * i, r = at / 12, chunk = at % 12, column = first + chunk % 6 * 8;
+        v[i] = Vector{0, 0, 0, 0};
+        if (r < count && column < INNER) {
+            v[i] = *(const Vector*)(gate_up + (u64)(row + r) * 2 * INNER + column + chunk / 6 * INNER);
+        }
+    }
+}
+
+/// d holds dact, rounded: columns 8 j + ... of row lane / 4 (+ 8) in d[2 j] (d[2 j + 1]).
 __device__ __forceinline__ void finish_dact(
-    const float (&d)[96], u32 staging, int row, int count, int column, const int* order, const float* weights,
+    const u32 (&d)[48], u32 staging, int row, int count, int column, const int* order, const float* weights,
     const bf16* gate_up, bf16* dgate_up, bf16* act, float* partial) {
     const int lane = threadIdx.x % 32;
+    Vector ahead[6];
+    load_gate_up(ahead, gate_up, row, count, column);
     float weight[2], sum[2] = {0, 0};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -296,15 +295,12 @@ __device__ __forceinline__ void finish_dact(
         const int first = column + 48 * quarter;
         if (first >= INNER) break;
 #pragma unroll
-        for (int i = lane; i < 16 * 12; i += 32) {
-            const int r = i / 12, chunk = i % 12, at = first + chunk % 6 * 8;
-            const bool valid = r < count && at < INNER;
-            const bf16* from = gate_up + (u64)(row + (valid ? r : 0)) * 2 * INNER + (valid ? at : 0) + chunk / 6 * INNER;
-            copy_async(staging + r * staging_pitch + chunk * 16, from, valid);
+        for (int i = 0; i < 6; ++i) {
+            const int at = lane + 32 * i;
+            store_shared128(staging + at / 12 * staging_pitch + at % 12 * 16, ahead[i]);
         }
-        copy_async_commit();
-        copy_async_wait<0>();
         __syncwarp();
+        if (quarter < 3) load_gate_up(ahead, gate_up, row, count, first + 48);
         u32 unit[6][2];
 #pragma unroll
         for (int j = 0; j < 6; ++j) {
@@ -312,12 +308,12 @@ __device__ __forceinline__ void finish_dact(
             for (int half = 0; half < 2; ++half) {
                 // The gradients go where the values stood.
                 const u32 at = staging + (lane / 4 + 8 * half) * staging_pitch + j * 16 + lane % 4 * 4;
-                const u32 gates = load_shared32(at), ups = load_shared32(at + 96);
+                const u32 gates = load_shared32(at), ups = load_shared32(at + 96), pair = d[12 * quarter + 2 * j + half];
                 float a[2], dg[2], du[2];
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
-                    const float gradient = d[24 * quarter + 4 * j + 2 * half + e], s = sigmoid(gate);
+                    const float gradient = e ? high(pair) : low(pair), s = sigmoid(gate);
                     a[e] = gate * s * up;
                     sum[half] += a[e] * gradient;
                     dg[e] = weight[half] * gradient * up * s * (1 + gate * (1 - s));
@@ -357,6 +353,15 @@ __device__ __forceinline__ void consume(
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
+        u32 rounded[2][48];
+        if (MODE == DACT) {
+#pragma unroll
+            for (int i = 0; i < 96; ++i) {
+                rounded[i / 48][i % 48] = pack(d[i / 48][2 * (i % 48)], d[i / 48][2 * (i % 48) + 1]);
+                // Here and now: the floats' registers are needed.
+                asm volatile("" : "+r"(rounded[i / 48][i % 48]));
+            }
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int first = half * 64 + warp % 4 * 16, row = tile.row + first, count = tile.count - first;
@@ -364,7 +369,7 @@ __device__ __forceinline__ void consume(
             if (MODE == UP) finish_up(d[half], staging, row, count, column, out, act);
             if (MODE == DOWN || MODE == DX) finish_rows(d[half], staging, row, count, column, out);
             if (MODE == DACT) {
-                finish_dact(d[half], staging, row, count, column, order, weights, gate_up, out, act,
+                finish_dact(rounded[half], staging, row, count, column, order, weights, gate_up, out, act,
                             partial + (u64)(index % column_tiles) * row_total);
             }
         }
@@ -380,7 +385,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     Ring ring(shared);
     if (threadIdx.x == 0) {
         for (Ring slot = ring; slot.parity == 0; slot.next()) {
-            barrier_init(slot.full(), gathers ? 5 : 1);
+            barrier_init(slot.full(), gathers ? 129 : 1);
             barrier_init(slot.empty(), 1);
         }
         barrier_init(ring.turn(0), 1);
@@ -391,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     const int total = *tile_count * column_tiles;
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
-        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, order, tiles, total);
+        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, gate_up, order, tiles, total);
     } else {
         register_increase<consumer_registers>();
         consume(ring, shared, order, tiles, total, weights, gate_up, out, act, partial, row_total);

@@ -4,25 +4,42 @@
 // Shapes     u bf16 [R, A]; v bf16 [T, C] (gathered) or [R, C]; dM float [E, A, C], or [E, C, A] with -DOUTPUT_MAJOR.
 //            C a multiple of 8; A of 16.
 // Budget     2 R A C FLOPs; bytes 2 R C (1 + A / 128) + 8 E A C. Bound by bytes.
-// Launch     -DGATHERS -DWIDTH=C -DRANK=A -DTOP_K -DOUTPUT_MAJOR; <<<(C / 128 rounded up, E), 128>>>.
+// Launch     -DGATHERS -DWIDTH=C -DRANK=A -DTOP_K -DOUTPUT_MAJOR; <<<(C / 128 rounded up, E), 128>>>, 3 (16384 + 128 A) bytes
+//            of dynamic shared memory.
 // Numerics   one block owns a piece of dM and walks the rows in order: reproducible. An expert without rows is left alone.
 // Reference  CPUBackend.expertsBackward (innerColumns, hiddenColumns).
 #include "common.cuh"
 
-constexpr int depth = 4;
+#ifndef DEPTH
+#define DEPTH 3
+#endif
+constexpr int depth = DEPTH;
 constexpr int v_bytes = 64 * 256;
 constexpr int u_bytes = 64 * RANK * 2;
 constexpr int groups = RANK / 8;
 
+/// Where the rows of v stand that a thread will fetch: thread i takes 16-byte chunk i % 16 of rows i / 16 + 8 j of 64.
+struct Rows {
+    u32 at[8];
+
+    __device__ __forceinline__ void find(const int* order, int row, int count) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            const int r = threadIdx.x / 16 + 8 * j;
+            if (r < count) at[j] = GATHERS ? order[row + r] / TOP_K : row + r;
+        }
+    }
+};
+
 /// 64 rows of v (128 columns, rows of 256 bytes, swizzled) and of u, by all threads.
 __device__ __forceinline__ void fetch(
-    u32 shared, const bf16* u, const bf16* v, const int* order, int row, int count, int column) {
+    u32 shared, const bf16* u, const bf16* v, const Rows& rows, int row, int count, int column) {
+    const int chunk = threadIdx.x % 16;
 #pragma unroll
-    for (int i = threadIdx.x; i < 64 * 16; i += 128) {
-        const int r = i / 16, chunk = i % 16;
+    for (int j = 0; j < 8; ++j) {
+        const int r = threadIdx.x / 16 + 8 * j;
         const bool valid = r < count && column + chunk * 8 < WIDTH;
-        const u64 at = !valid ? 0 : GATHERS ? order[row + r] / TOP_K : row + r;
-        const u64 from = valid ? at * WIDTH + column + chunk * 8 : 0;
+        const u64 from = valid ? (u64)rows.at[j] * WIDTH + column + chunk * 8 : 0;
         copy_async(shared + r * 256 + ((chunk ^ (r % 8)) << 4), v + from, valid);
     }
     for (int i = threadIdx.x; i < 64 * groups; i += 128) {
@@ -64,20 +81,26 @@ extern "C" __global__ void __launch_bounds__(128) lora_gradient(
     const int blocks = ceil_div(count, 64);
     if (blocks == 0) return;
     float d[2][groups][4] = {};
-#pragma unroll
-    for (int i = 0; i < depth - 1; ++i) {
-        if (i < blocks) fetch(shared + i * (v_bytes + u_bytes), u_RA, v, order, start + 64 * i, count - 64 * i, column);
-        else copy_async_commit();
-    }
-    for (int i = 0; i < blocks; ++i) {
-        copy_async_wait<depth - 2>();
-        __syncthreads();
-        const int ahead = i + depth - 1;
+    // The indices of the next fetch are on their way before it starts.
+    Rows rows;
+    rows.find(order, start, count);
+    int ahead = 0;
+    auto fetch_next = [&] {
         if (ahead < blocks) {
-            fetch(shared + ahead % depth * (v_bytes + u_bytes), u_RA, v, order, start + 64 * ahead, count - 64 * ahead, column);
+            const int row = 64 * ahead;
+            fetch(shared + ahead % depth * (v_bytes + u_bytes), u_RA, v, rows, start + row, count - row, column);
+            rows.find(order, start + row + 64, count - row - 64);
         } else {
             copy_async_commit();
         }
+        ++ahead;
+    };
+#pragma unroll
+    for (int i = 0; i < depth - 1; ++i) fetch_next();
+    for (int i = 0; i < blocks; ++i) {
+        copy_async_wait<depth - 2>();
+        __syncthreads();
+        fetch_next();
 #pragma unroll
         for (int row = 0; row < 64; row += 16) accumulate(d, shared + i % depth * (v_bytes + u_bytes), row);
     }

@@ -26,6 +26,11 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra.uni end;\nbra.uni wait;\nend:\n}"
                  ::"r"(barrier), "r"(parity) : "memory");
 }
+/// Arrives once this thread's copies (copy_async) so far are done; one of the barrier's expected arrivals. Who waits must
+/// fence_async_proxy before the tensor cores read.
+__device__ __forceinline__ void copy_async_arrive(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 /// Ordinary writes to shared memory become visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -43,6 +48,11 @@ __device__ __forceinline__ void tensor_load(u32 to, const TensorMap& map, u32 ba
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4, %5}], [%2];"
                  ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z) : "memory");
+}
+
+/// `bytes`, a multiple of 16, on their way into the L2 cache.
+__device__ __forceinline__ void prefetch_l2(const void* from, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 // MARK: Register budgets
