@@ -154,7 +154,7 @@ class Experts:
         width = out.shape[1] if output_major else out.shape[2]
         Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major))(
             "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out,
-            shared=int(os.environ.get('DEPTH', 3)) * (64 * 256 + 64 * self.A * 2))
+            shared=int(os.environ.get('DEPTH', 2)) * (64 * 256 + 64 * self.A * 2))
 
     def up(self):
         if self.A: self.project(self.x, self.a1, self.p1, None, True)

@@ -207,20 +207,28 @@ template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96],
 
 // MARK: Epilogues, warp by warp, 16 rows at a time
 
-/// 16 rows x 8 `chunks` columns from the warp's staging area to global memory. Rows of `to` are `stride` apart; with a `jump`
-/// the second half of the columns stands that many elements on. Only `count` rows and columns below `limit` are written.
+/// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
+/// little of the L1 cache is left) through the products.
+__device__ __forceinline__ int lane_id() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
+/// 16 rows x 8 `chunks` columns from the warp's staging area to global memory; rows of `to` are `stride` apart. Only `count`
+/// rows and columns below `limit` are written.
 template <int chunks>
-__device__ __forceinline__ void flush_rows(u32 staging, bf16* to, int stride, int jump, int count, int limit) {
+__device__ __forceinline__ void flush_rows(u32 staging, bf16* to, int stride, int count, int limit) {
+    const int lane = lane_id();
+    constexpr int at_once = 32 / chunks;
+    const int first = lane / chunks, chunk = lane % chunks;
+    to += (u64)first * stride + chunk * 8;
+    staging += first * staging_pitch + chunk * 16;
+    const int last = first < at_once && chunk * 8 < limit ? min(count, 16) : 0;
     __syncwarp();
 #pragma unroll
-    for (int i = threadIdx.x % 32; i < 16 * chunks; i += 32) {
-        const int row = i / chunks, chunk = i % chunks;
-        const bool second = jump && chunk >= chunks / 2;
-        const int column = (second ? chunk - chunks / 2 : chunk) * 8;
-        if (row < count && column < limit) {
-            store128(to + (u64)row * stride + column + (second ? jump : 0),
-                     load_shared128(staging + row * staging_pitch + chunk * 16));
-        }
+    for (int i = 0; i < 16; i += at_once) {
+        if (first + i < last) store128(to + (u64)i * stride, load_shared128(staging + i * staging_pitch));
     }
     __syncwarp();
 }
@@ -228,13 +236,13 @@ __device__ __forceinline__ void flush_rows(u32 staging, bf16* to, int stride, in
 /// The same from the accumulator's layout: `pair(j, half)` is columns 8 j + 2 (lane % 4) (+ 1) of row lane / 4 + 8 half.
 template <int chunks, class Pair>
 __device__ __forceinline__ void store_rows(u32 staging, bf16* to, int stride, int count, int limit, Pair pair) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_id();
     const u32 corner = staging + lane % 16 * staging_pitch + lane / 16 * 16;
 #pragma unroll
     for (int j = 0; j < chunks; j += 2) {
         store_matrices(corner + j * 16, pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
     }
-    flush_rows<chunks>(staging, to, stride, 0, count, limit);
+    flush_rows<chunks>(staging, to, stride, count, limit);
 }
 
 /// gate and up stand in the same thread: column 8 j + ... of the gate is d[4 j ...], of up d[48 + 4 j ...].
@@ -254,87 +262,75 @@ __device__ __forceinline__ void finish_up(
     });
 }
 
+/// The 192 columns as they are, into rows of `columns`.
 __device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, int row, int count, int column, bf16* out) {
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
         const int first = column + 96 * part;
-        store_rows<12>(staging, out + (u64)row * HIDDEN + first, HIDDEN, count, HIDDEN - first, [&](int j, int half) {
+        store_rows<12>(staging, out + (u64)row * columns + first, columns, count, columns - first, [&](int j, int half) {
             const int i = 48 * part + 4 * j + 2 * half;
             return pack(d[i], d[i + 1]);
         });
     }
 }
 
-/// 16 rows x 48 columns of gate and of up, six vectors a lane: the staging area's rows, 16 bytes by 16 bytes.
-__device__ __forceinline__ void load_gate_up(Vector (&v)[6], const bf16* gate_up, int row, int count, int first) {
+/// dSwiGLU of two neighbouring columns: gate and up become their gradients, dact becomes act. Returns <act, dact>.
+__device__ __forceinline__ float differentiate(u32& gates, u32& ups, u32& dact, float weight) {
+    float act[2], dgate[2], dup[2], sum = 0;
 #pragma unroll
-    for (int i = 0; i < 6; ++i) {
-        const int at = threadIdx.x % 32 + 32 * i, r = at / 12, chunk = at % 12, column = first + chunk % 6 * 8;
-        v[i] = Vector{0, 0, 0, 0};
-        if (r < count && column < INNER) {
-            v[i] = *(const Vector*)(gate_up + (u64)(row + r) * 2 * INNER + column + chunk / 6 * INNER);
-        }
+    for (int e = 0; e < 2; ++e) {
+        const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
+        const float gradient = e ? high(dact) : low(dact), s = sigmoid(gate);
+        act[e] = gate * s * up;
+        sum += act[e] * gradient;
+        dgate[e] = weight * gradient * up * s * (1 + gate * (1 - s));
+        dup[e] = weight * gradient * gate * s;
     }
+    gates = pack(dgate[0], dgate[1]);
+    ups = pack(dup[0], dup[1]);
+    dact = pack(act[0], act[1]);
+    return sum;
 }
 
-/// d holds dact, rounded: columns 8 j + ... of row lane / 4 (+ 8) in d[2 j] (d[2 j + 1]).
+/// The warp's 16 rows of `act` hold dact (finish_rows, just now, still in the cache); 24 lanes take 8 columns each of a row,
+/// and of four rows at a time. In the accumulator's layout this needed more registers than there are.
 __device__ __forceinline__ void finish_dact(
-    const u32 (&d)[48], u32 staging, int row, int count, int column, const int* order, const float* weights,
-    const bf16* gate_up, bf16* dgate_up, bf16* act, float* partial) {
-    const int lane = threadIdx.x % 32;
-    Vector ahead[6];
-    load_gate_up(ahead, gate_up, row, count, column);
-    float weight[2], sum[2] = {0, 0};
+    int row, int count, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up, bf16* act,
+    float* partial) {
+    constexpr int batch = 4;
+    const int lane = lane_id(), at = column + lane * 8;
+    const bool inside = lane < 24 && at < INNER;
+    __syncwarp();
+#pragma unroll 1
+    for (int first = 0; first < min(count, 16); first += batch) {
+        Vector gate[batch], up[batch], unit[batch];
+        float weight[batch];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int r = lane / 4 + 8 * half;
-        weight[half] = r < count ? weights[order[row + r]] : 0.0f;
-    }
-#pragma unroll
-    for (int quarter = 0; quarter < 4; ++quarter) {
-        const int first = column + 48 * quarter;
-        if (first >= INNER) break;
-#pragma unroll
-        for (int i = 0; i < 6; ++i) {
-            const int at = lane + 32 * i;
-            store_shared128(staging + at / 12 * staging_pitch + at % 12 * 16, ahead[i]);
+        for (int i = 0; i < batch; ++i) {
+            const u64 r = row + min(first + i, count - 1);
+            weight[i] = weights[order[r]];
+            gate[i] = up[i] = unit[i] = Vector{0, 0, 0, 0};
+            if (!inside) continue;
+            gate[i] = *(const Vector*)(gate_up + r * 2 * INNER + at);
+            up[i] = *(const Vector*)(gate_up + r * 2 * INNER + INNER + at);
+            unit[i] = *(const Vector*)(act + r * INNER + at);
         }
-        __syncwarp();
-        if (quarter < 3) load_gate_up(ahead, gate_up, row, count, first + 48);
-        u32 unit[6][2];
 #pragma unroll
-        for (int j = 0; j < 6; ++j) {
+        for (int i = 0; i < batch; ++i) {
+            const u64 r = row + first + i;
+            float sum = differentiate(gate[i].x, up[i].x, unit[i].x, weight[i]);
+            sum += differentiate(gate[i].y, up[i].y, unit[i].y, weight[i]);
+            sum += differentiate(gate[i].z, up[i].z, unit[i].z, weight[i]);
+            sum += differentiate(gate[i].w, up[i].w, unit[i].w, weight[i]);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                // The gradients go where the values stood.
-                const u32 at = staging + (lane / 4 + 8 * half) * staging_pitch + j * 16 + lane % 4 * 4;
-                const u32 gates = load_shared32(at), ups = load_shared32(at + 96), pair = d[12 * quarter + 2 * j + half];
-                float a[2], dg[2], du[2];
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
-                    const float gradient = e ? high(pair) : low(pair), s = sigmoid(gate);
-                    a[e] = gate * s * up;
-                    sum[half] += a[e] * gradient;
-                    dg[e] = weight[half] * gradient * up * s * (1 + gate * (1 - s));
-                    du[e] = weight[half] * gradient * gate * s;
-                }
-                store_shared32(at, pack(dg[0], dg[1]));
-                store_shared32(at + 96, pack(du[0], du[1]));
-                unit[j][half] = pack(a[0], a[1]);
-            }
+            for (int d = 1; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+            if (first + i >= min(count, 16)) continue;
+            if (lane == 0) partial[r] = sum;
+            if (!inside) continue;
+            store128(dgate_up + r * 2 * INNER + at, gate[i]);
+            store128(dgate_up + r * 2 * INNER + INNER + at, up[i]);
+            store128(act + r * INNER + at, unit[i]);
         }
-        flush_rows<12>(staging, dgate_up + (u64)row * 2 * INNER + first, 2 * INNER, INNER, count, INNER - first);
-        if (act) {
-            store_rows<6>(staging, act + (u64)row * INNER + first, INNER, count, INNER - first,
-                          [&](int j, int half) { return unit[j][half]; });
-        }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float total = quad_sum(sum[half]);
-        const int r = lane / 4 + 8 * half;
-        if (lane % 4 == 0 && r < count) partial[row + r] = total;
     }
 }
 
@@ -353,25 +349,17 @@ __device__ __forceinline__ void consume(
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
-        u32 rounded[2][48];
-        if (MODE == DACT) {
-#pragma unroll
-            for (int i = 0; i < 96; ++i) {
-                rounded[i / 48][i % 48] = pack(d[i / 48][2 * (i % 48)], d[i / 48][2 * (i % 48) + 1]);
-                // Here and now: the floats' registers are needed.
-                asm volatile("" : "+r"(rounded[i / 48][i % 48]));
-            }
-        }
+        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int first = half * 64 + warp % 4 * 16, row = tile.row + first, count = tile.count - first;
-            if (count <= 0) break;
-            if (MODE == UP) finish_up(d[half], staging, row, count, column, out, act);
-            if (MODE == DOWN || MODE == DX) finish_rows(d[half], staging, row, count, column, out);
-            if (MODE == DACT) {
-                finish_dact(rounded[half], staging, row, count, column, order, weights, gate_up, out, act,
-                            partial + (u64)(index % column_tiles) * row_total);
-            }
+            if (count <= 64 * half) break;
+            if (MODE == UP) finish_up(d[half], staging, row + 64 * half, count - 64 * half, column, out, act);
+            else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, MODE == DACT ? act : out);
+        }
+#pragma unroll 1
+        for (int first = 0; MODE == DACT && first < min(count, 128); first += 64) {
+            finish_dact(row + first, count - first, column, order, weights, gate_up, out, act,
+                        partial + (u64)(index % column_tiles) * row_total);
         }
     }
 }
@@ -394,6 +382,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     }
     __syncthreads();
     const int total = *tile_count * column_tiles;
+    if (total == 0) return;
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
         if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, gate_up, order, tiles, total);
