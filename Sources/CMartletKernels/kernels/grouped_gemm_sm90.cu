@@ -95,43 +95,35 @@ __device__ __forceinline__ void load_b(const Ring& ring, const TensorMap& map, i
     }
 }
 
-/// With a gather the warpgroup's 128 threads copy the rows of A and thread 0 starts the tensor copies; else thread 0 does
-/// everything and the others have left.
+/// Without a gather thread 0 starts every copy and the others have left; with one all threads copy the rows of A, and thread 0
+/// the rest.
 __device__ __forceinline__ void produce(
     Ring ring, const TensorMap& a, const TensorMap& b, const TensorMap& a_ext, const TensorMap& b_ext, const bf16* source,
-    const bf16* gate_up, const int* order, const Tile* tiles, int total) {
-    const int thread = threadIdx.x;
+    const int* order, const Tile* tiles, int total) {
     // Thread i copies 16-byte chunk i % 8 of rows i / 8 + 16 j.
-    const int chunk = thread % 8, first_row = thread / 8;
+    const int thread = threadIdx.x, chunk = thread % 8, first_row = thread / 8;
     const u32 swizzled = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
     for (int index = blockIdx.x; index < total; index += gridDim.x) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
-        // In units of 16 bytes; rows past the tile's end repeat its last row's, which nobody reads.
-        u32 rows[8];
+        // Rows past the tile's end are not copied, and nobody reads them.
+        const bf16* rows[8];
         if (gathers) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 const int row = min(first_row + 16 * j, tile.count - 1);
-                rows[j] = (u32)(order[tile.row + row] / TOP_K) * (HIDDEN / 8) + chunk;
+                rows[j] = source + (u64)(order[tile.row + row] / TOP_K) * HIDDEN + chunk * 8;
             }
         }
-        if (MODE == DACT && thread < tile.count) {
-            // The epilogue will read these; they wait in L2.
-            const u32 bytes = 2 * min(tile_columns, INNER - column);
-            prefetch_l2(gate_up + (u64)(tile.row + thread) * 2 * INNER + column, bytes);
-            prefetch_l2(gate_up + (u64)(tile.row + thread) * 2 * INNER + INNER + column, bytes);
-        }
         for (int step = 0; step < steps; ++step, ring.next()) {
-            barrier_wait(ring.empty(), ring.parity ^ 1);
             const int k = step * 64, k_ext = (step - base_steps) * 64;
+            barrier_wait(ring.empty(), ring.parity ^ 1);
             if (thread == 0) {
+                barrier_expect(ring.full(), gathers && step < base_steps ? b_bytes : stage_bytes);
                 if (step < base_steps) {
-                    barrier_expect(ring.full(), gathers ? b_bytes : stage_bytes);
                     if (!gathers) tensor_load(ring.a(), a, ring.full(), k, tile.row);
                     load_b(ring, b, k, column, tile.expert);
                 } else {
-                    barrier_expect(ring.full(), stage_bytes);
                     tensor_load(ring.a(), a_ext, ring.full(), k_ext, tile.row);
                     load_b(ring, b_ext, k_ext, column, tile.expert);
                 }
@@ -141,9 +133,7 @@ __device__ __forceinline__ void produce(
                 const bool inside = k_size % 64 == 0 || k + chunk * 8 < k_size;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
-                    if (first_row + 16 * j < tile.count) {
-                        copy_async(ring.a() + swizzled + j * 2048, source + (u64)(rows[j] + step * 8) * 8, inside);
-                    }
+                    if (first_row + 16 * j < tile.count) copy_async(ring.a() + swizzled + j * 2048, rows[j] + k, inside);
                 }
             }
             copy_async_arrive(ring.full());
@@ -385,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     if (total == 0) return;
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
-        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, gate_up, order, tiles, total);
+        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, order, tiles, total);
     } else {
         register_increase<consumer_registers>();
         consume(ring, shared, order, tiles, total, weights, gate_up, out, act, partial, row_total);

@@ -50,11 +50,6 @@ __device__ __forceinline__ void tensor_load(u32 to, const TensorMap& map, u32 ba
                  ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z) : "memory");
 }
 
-/// `bytes`, a multiple of 16, on their way into the L2 cache.
-__device__ __forceinline__ void prefetch_l2(const void* from, u32 bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // MARK: Register budgets
 
 template <int N> __device__ __forceinline__ void register_increase() {
