@@ -88,7 +88,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let modelSettings = ModelSettings(.lora, adapter: lora)
         let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
-            stepTokens: step.tokenCount, maximumLength: settings.sequenceLength > 1 ? settings.sequenceLength : step.tokenCount, tileTokens: settings.tileTokens,
+            stepTokens: step.tokenCount,
+            maximumLength: settings.sequenceLength > 1 ? settings.sequenceLength : step.tokenCount,
+            tileTokens: settings.tileTokens,
             limit: settings.memoryLimit ?? ProcessMemory.availableByteCount * 9 / 10)
         // Before the model is made: measuring a plan again would take the backend's scratch memory away from it.
         let planned = planner.byteCount(plan), before = ProcessMemory.residentByteCount
@@ -222,7 +224,9 @@ extension ModelConfiguration {
             if weight.isAdaptable { low += Double(rank * (shape[-1] + shape[-2])) * share }
         }
         let T = Double(step.tokenCount)
-        let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) { $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0)) }
+        let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) {
+            $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0))
+        }
         let attention = 7 * Double(layerCount) * squares * Double(queryHeadCount * headSize)
         return T * (4 * active + 6 * low) + attention
     }
