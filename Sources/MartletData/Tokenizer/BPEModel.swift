@@ -95,6 +95,13 @@ final class BPEModel: @unchecked Sendable {
         }
     }
 
+    /// The ids of a piece encoded in one, for comparison.
+    func encodeWithoutSeams(_ piece: UnsafeBufferPointer<UInt8>) -> [Int32] {
+        let merger = BPEMerger()
+        if let start = piece.baseAddress { tokenize(start, piece.count, merger) }
+        return Array(UnsafeBufferPointer(start: merger.ids, count: merger.count))
+    }
+
     @inline(__always) private func encodeWhole(
         _ piece: UnsafePointer<UInt8>, _ count: Int, at start: Int, in context: EncodingContext
     ) {

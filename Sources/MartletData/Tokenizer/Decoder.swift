@@ -176,11 +176,12 @@ struct DecoderRun {
     private func replaced(_ piece: [UInt8], _ program: RegexProgram, _ content: [UInt8]) -> [UInt8] {
         piece.withUnsafeBufferPointer { piece in
             guard let start = piece.baseAddress, !piece.isEmpty else { return [] }
-            machine.refill(5_000_000 + 1_000 * piece.count)
+            machine.refill(forText: piece.count)
             var matches = RegexMatches(program, in: start, count: piece.count, machine: machine)
             var result: [UInt8] = []
             var done = 0
-            while let match = matches.next() {
+            // A pattern that needs more steps than that leaves the rest as it is.
+            while let match = matches.next(), machine.spend(content.count) {
                 result += piece[done..<match.lowerBound]
                 result += content
                 done = match.upperBound

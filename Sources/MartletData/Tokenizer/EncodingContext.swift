@@ -37,7 +37,7 @@ final class EncodingContext: @unchecked Sendable {
         ids.reserveCapacity(textCount / 4 + 8)
         base = 0
         alignment = nil
-        machine.refill(5_000_000 + 1_000 * textCount)
+        machine.refill(forText: textCount)
     }
 
     /// The bytes of the original text that `low..<high` of the text in hand stands for.

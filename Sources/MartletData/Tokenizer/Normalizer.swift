@@ -54,7 +54,7 @@ enum NormalizerStep: Sendable {
         guard var match = matches.next() else { return nil }
         var result = AlignedText(tracks: tracks)
         var done = 0
-        while true {
+        while machine.spend(content.count) {
             result.copy(text, done..<match.lowerBound)
             result.append(content, for: match)
             done = match.upperBound
@@ -75,6 +75,8 @@ extension [NormalizerStep] {
                 let after = before.bytes.withUnsafeBufferPointer {
                     step.apply(to: $0, tracks: tracks, machine: machine)
                 }
+                // Steps that each lengthen the text would grow it without bound.
+                guard machine.spend(before.bytes.count) else { return result }
                 if let after { result = after.following(before) }
             } else {
                 result = step.apply(to: text, tracks: tracks, machine: machine)

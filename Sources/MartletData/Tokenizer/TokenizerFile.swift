@@ -88,11 +88,17 @@ struct TokenizerFile {
         let added = try addedTokens(model)
         let normalizer = try normalizer()
         let machine = RegexMachine()
+        machine.refill(forText: 100 * added.count)
         let entries = added.map { token in
-            machine.refill(5_000_000)
             let own = Array(token.text.utf8)
             let decoded = token.isNormalized ? normalizer.normalize(own, machine) : own
             return Vocabulary.Added(id: token.id, text: token.text, decodedText: decoded, isSpecial: token.isSpecial)
+        }
+        guard !machine.isExhausted else {
+            throw MartletError(
+                "the normalizer takes too long", in: "key \"normalizer\"",
+                because: "it backtracks or lengthens texts without end on the added tokens",
+                fix: "use the normalizer of the published model")
         }
         let vocabulary = Vocabulary(model: model.tokens, added: entries)
         let (leading, trailing) = try postProcessor()

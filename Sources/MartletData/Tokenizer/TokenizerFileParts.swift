@@ -41,9 +41,8 @@ extension TokenizerFile {
             return [.split(try part.pattern(), try part.choice("behavior"), inverts: try part.bool("invert"))]
         case "ByteLevel": return try byteLevel(part)
         case "Digits":
-            // Rust's `char::is_numeric` is the categories N.
             let behavior: SplitBehavior = try part.bool("individual_digits") ? .isolated : .contiguous
-            return [.split(try scalars(UnicodeClasses.numbers), behavior, inverts: false)]
+            return [.split(try scalars(UnicodeClasses.splitDigits), behavior, inverts: false)]
         case "WhitespaceSplit": return [.split(try scalars(UnicodeClasses.space), .removed, inverts: false)]
         case "Whitespace": return [.split(try words(), .removed, inverts: true)]
         case "Punctuation":

@@ -41,10 +41,17 @@ final class RegexMachine {
         nothing.deallocate()
     }
 
-    /// Starts anew with so many steps to spend.
-    func refill(_ steps: Int) {
-        budget = steps
+    /// Starts anew with the steps that a text of so many bytes may take: far more than any sane pattern needs.
+    func refill(forText byteCount: Int) {
+        budget = 1_000_000 + 1_000 * byteCount
         isExhausted = false
+    }
+
+    /// Takes steps for work done elsewhere; false once there are none left.
+    func spend(_ steps: Int) -> Bool {
+        budget -= steps
+        if budget < 0 { exhaust() }
+        return !isExhausted
     }
 
     /// The first match in `text[from..<end]`; nil if there is none, or the budget is gone. `text` is valid UTF-8 and

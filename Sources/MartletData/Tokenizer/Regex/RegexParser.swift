@@ -232,6 +232,8 @@ struct RegexParser {
         case "N", "O":
             i += 2
             return .set(scalar == "O" ? .all : ScalarSet("\n").inverted)
+        case "1"..."7" where pattern[(i + 1)...].prefix(3).filter { ("0"..."7").contains($0) }.count == 3:
+            return literal(try escapedScalar())  // An octal code; fewer digits refer to a group.
         case "X", "y", "Y", "K", "k", "g", "1"..."9", "C", "M", "c":
             throw failure("'\\\(scalar)' is not supported")
         default: return literal(try escapedScalar())

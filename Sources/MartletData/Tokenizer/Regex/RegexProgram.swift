@@ -53,6 +53,7 @@ final class RegexProgram: @unchecked Sendable {
     let firstBytes: UnsafeMutablePointer<Bool>?
 
     static let maximumSize = 50_000
+    static let maximumSetCount = 500
 
     /// Compiles a pattern in Oniguruma's syntax.
     convenience init(_ pattern: String) throws(MartletError) {
@@ -78,8 +79,9 @@ final class RegexProgram: @unchecked Sendable {
         guard fits else {
             throw MartletError(
                 "the regular expression '\(pattern)' is too large",
-                because: "its repeat counts multiply to more than "
-                    + "\(RegexProgram.maximumSize) instructions", fix: "lower the repeat counts in tokenizer.json")
+                because: "it has more than \(RegexProgram.maximumSize) instructions, repeats multiplied, or more than "
+                    + "\(RegexProgram.maximumSetCount) classes",
+                fix: "use the pattern of the published model, or one with lower repeat counts")
         }
     }
 
@@ -117,7 +119,9 @@ final class RegexProgram: @unchecked Sendable {
 
         /// Appends the instructions of a node; false once there are too many.
         mutating func emit(_ node: RegexNode) -> Bool {
-            guard code.count < RegexProgram.maximumSize else { return false }
+            guard code.count < RegexProgram.maximumSize, sets.count <= RegexProgram.maximumSetCount else {
+                return false
+            }
             switch node {
             case .empty: return true
             case .set(let set):

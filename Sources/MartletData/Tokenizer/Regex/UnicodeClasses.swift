@@ -18,9 +18,9 @@ enum UnicodeClasses {
         guard let scalar = UnicodeScalar(value) else { return code(of: .surrogate) }
         let properties = scalar.properties
         guard let age = properties.age, (age.major, age.minor) <= version else { return code(of: .unassigned) }
-        // U+0295 became a letter without case in Unicode 17.
-        let category = value == 0x295 ? .lowercaseLetter : properties.generalCategory
-        return code(of: category)
+        // It became a letter without case in Unicode 17.
+        if value == 0x295 { return code(of: .lowercaseLetter) | alphabeticFlag | lowercaseFlag }
+        return code(of: properties.generalCategory)
             | (properties.isAlphabetic ? alphabeticFlag : 0)
             | (properties.isUppercase ? uppercaseFlag : 0)
             | (properties.isLowercase ? lowercaseFlag : 0)
@@ -92,6 +92,17 @@ enum UnicodeClasses {
     static let wideWord = word.union(ScalarSet("²", "³", "¹", "¼", "½", "¾"))
     static let hexDigits = ScalarSet([0x30...0x39, 0x41...0x46, 0x61...0x66])
     static let cased = set { $0 & (uppercaseFlag | lowercaseFlag) != 0 }
+
+    /// What the Digits pre-tokenizer cuts at: the categories N as of Unicode 17, Rust's `char::is_numeric`.
+    static let splitDigits: ScalarSet = {
+        let young = (UInt32(0)..<0x20000).filter { value in
+            guard let properties = UnicodeScalar(value)?.properties, let age = properties.age, age.major == 17 else {
+                return false
+            }
+            return [.decimalNumber, .letterNumber, .otherNumber].contains(properties.generalCategory)
+        }
+        return numbers.union(ScalarSet(young.map { $0...$0 }))
+    }()
 
     /// What the Punctuation pre-tokenizer cuts at: ASCII punctuation and the categories P as of Unicode 8, which is
     /// what `tokenizers` 0.23 knows for it.
