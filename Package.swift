@@ -22,8 +22,8 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],
     targets: [
-        // Ground: C headers that Swift cannot write itself (PCRE2, zlib), linked statically.
-        .systemLibrary(name: "CMartletSystem", providers: [.apt(["libpcre2-dev", "zlib1g-dev"])]),
+        // Ground: the C header of zlib, linked statically.
+        .systemLibrary(name: "CMartletSystem", providers: [.apt(["zlib1g-dev"])]),
 
         // Floor 1: dtypes, tensors, arena, safetensors, random numbers, the Backend protocol, errors.
         .target(
@@ -34,7 +34,7 @@ let package = Package(
         .target(name: "MartletCPU", dependencies: ["MartletCore"], swiftSettings: strict),
         .target(
             name: "MartletData", dependencies: ["MartletCore", "CMartletSystem"], swiftSettings: strict,
-            linkerSettings: [.linkedLibrary(":libpcre2-8.a"), .linkedLibrary(":libz.a")]),
+            linkerSettings: [.linkedLibrary(":libz.a")]),
 
         // Floor 3: configurations, layers forward and backward, adapters, checkpoint names per family.
         .target(name: "MartletModel", dependencies: ["MartletCore"], swiftSettings: strict),
@@ -52,17 +52,24 @@ let package = Package(
             swiftSettings: strict),
 
         // The workshop.
-        .target(name: "MartletTestSupport", dependencies: ["MartletCore"], path: "Tests/MartletTestSupport", swiftSettings: strict),
+        .target(
+            name: "MartletTestSupport", dependencies: ["MartletCore"], path: "Tests/MartletTestSupport",
+            swiftSettings: strict),
         .testTarget(name: "CoreTests", dependencies: ["MartletCore", "MartletTestSupport"], swiftSettings: strict),
-        .testTarget(name: "CPUTests", dependencies: ["MartletCPU", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
-        .testTarget(name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "CPUTests", dependencies: ["MartletCPU", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"],
+            resources: [.copy("TemplateGoldens"), .copy("TokenizerGoldens")], swiftSettings: strict),
         .testTarget(
             name: "ModelTests", dependencies: ["MartletModel", "MartletCPU", "MartletCore", "MartletTestSupport"],
             resources: [.copy("ModelGoldens")],
             swiftSettings: strict),
         .testTarget(
             name: "MartletTests",
-            dependencies: ["Martlet", "MartletModel", "MartletData", "MartletCPU", "MartletCore", "MartletTestSupport"],
+            dependencies: [
+                "Martlet", "MartletModel", "MartletData", "MartletCPU", "MartletCore", "MartletTestSupport",
+            ],
             swiftSettings: strict),
     ]
 )

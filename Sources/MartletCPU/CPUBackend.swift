@@ -12,6 +12,8 @@ package final class CPUBackend: Backend {
     let product: MatrixProduct
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
+    /// The widest product whose buffers OpenBLAS has already.
+    var warmColumns = 0
     /// Partial results of the reductions over whole tensors, one for each fixed part.
     let partials: UnsafeMutablePointer<Double>
 

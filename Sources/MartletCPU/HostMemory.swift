@@ -41,7 +41,9 @@ private func availableMemory() -> Int? {
     let limit = firstNumber(in: "/sys/fs/cgroup/memory.max", after: "")
     let used = firstNumber(in: "/sys/fs/cgroup/memory.current", after: "")
     guard let limit, let used else { return machine }
-    return min(machine ?? .max, max(0, limit - used))
+    // File pages count as used, but the kernel gives them back when asked.
+    let cached = firstNumber(in: "/sys/fs/cgroup/memory.stat", after: "inactive_file ") ?? 0
+    return min(machine ?? .max, max(0, limit - used + cached))
 }
 
 /// The decimal number that follows `label` in a small file of the kernel's.

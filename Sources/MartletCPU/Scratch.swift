@@ -1,4 +1,11 @@
 package import MartletCore
+import Synchronization
+
+#if canImport(Glibc)
+import Glibc
+#elseif canImport(Darwin)
+import Darwin
+#endif
 
 /// Lays an op's temporaries out in the scratch memory, front to back, 64-byte aligned.
 ///
@@ -48,7 +55,29 @@ struct PerWorker {
 extension CPUBackend {
     package func reserveScratch(for shapes: ScratchShapes, in arena: Arena) {
         let memory = arena.carve([scratchByteCount(for: shapes)], .uint8, for: .workspace)
-        scratchMemory = arena.isMeasuring ? nil : memory
+        if arena.isMeasuring { warmUp(columns: max(shapes.widest, shapes.vocabulary)) } else { scratchMemory = memory }
+    }
+
+    /// Has OpenBLAS take the packing buffers that products of this width need. It takes them at a thread's first product
+    /// and never gives them back; taken while planning, they are part of the process that the plan measures.
+    private func warmUp(columns: Int) {
+        guard product.libraryName != nil, columns > warmColumns else { return }
+        warmColumns = columns
+        // Untouched pages read as zeros and take no memory.
+        let depth = 512, rows = 8, size = (columns * (depth + workers.count * rows) + rows * depth) * 4
+        guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0), base != MAP_FAILED
+        else { return }
+        defer { munmap(base, size) }
+        let b = base.assumingMemoryBound(to: Float.self), a = b + columns * depth, c = a + rows * depth
+        // As many tasks as workers, each waiting for the others, so that every thread does one.
+        let waiting = Atomic<Int>(workers.count)
+        workers.run(workers.count) { task, _ in
+            waiting.subtract(1, ordering: .relaxed)
+            let patience = ContinuousClock.now + .milliseconds(20)
+            while waiting.load(ordering: .relaxed) > 0, ContinuousClock.now < patience {}
+            product(
+                rows, columns, depth, Operand(a, depth), Operand(b, columns), into: c + task * rows * columns, columns)
+        }
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.

@@ -31,6 +31,16 @@ package func exponential(_ x: Float) -> Float { exponential(Lanes(repeating: x))
 /// 1 / (1 + e^-x).
 @inline(__always) func sigmoid(_ x: Lanes) -> Lanes { 1 / (1 + exponential(-x)) }
 
+/// The square root to about 2 ulp for 0 and normal numbers: Newton's iteration for 1 / sqrt(x) from a guess that halves
+/// the exponent in the bits. (Swift's own goes through one scalar at a time.)
+@inline(__always) func squareRoot(_ x: Lanes) -> Lanes {
+    let bits = SIMD8<UInt32>(repeating: 0x5F37_5A86) &- (unsafeBitCast(x, to: SIMD8<UInt32>.self) &>> 1)
+    var inverse = unsafeBitCast(bits, to: Lanes.self)
+    let half = x * 0.5
+    for _ in 0..<3 { inverse *= 1.5 - half * inverse * inverse }
+    return x * inverse
+}
+
 /// Calls `body` for each group of eight of `count`, and `tail` for each one left.
 @inline(__always) func forEachLanes(_ count: Int, _ body: (Int) -> Void, tail: (Int) -> Void) {
     let whole = count & ~7
@@ -48,12 +58,12 @@ package func exponential(_ x: Float) -> Float { exponential(Lanes(repeating: x))
 /// The `count` values at `p`, 0 behind them: for the last, partial group.
 @inline(__always) func load(_ p: Floats, first count: Int) -> Lanes {
     var x = Lanes.zero
-    for i in 0..<count { x[i] = p[i] }
+    for i in 0..<8 where i < count { x[i] = p[i] }
     return x
 }
 
 @inline(__always) func store(_ x: Lanes, to p: Floats, first count: Int) {
-    for i in 0..<count { p[i] = x[i] }
+    for i in 0..<8 where i < count { p[i] = x[i] }
 }
 
 /// y += scale * x
@@ -85,7 +95,8 @@ package func exponential(_ x: Float) -> Float { exponential(Lanes(repeating: x))
     return total(sum) + rest
 }
 
-@inline(__always) func total(_ x: Lanes) -> Float {
+/// The sum of the lanes, in a fixed order. A call on purpose: inlined, its shuffles would be spread over the loop before.
+@inline(never) func total(_ x: Lanes) -> Float {
     let four = x.lowHalf + x.highHalf
     return (four[0] + four[1]) + (four[2] + four[3])
 }
@@ -105,32 +116,29 @@ package func exponential(_ x: Float) -> Float { exponential(Lanes(repeating: x))
 
 /// x = e^(x - shift) in place; returns the sum, in a fixed order.
 @inline(__always) func exponentiate(_ count: Int, _ x: Floats, minus shift: Float) -> Float {
-    var sum = Lanes.zero
-    let whole = count & ~7
-    var i = 0
-    while i < whole {
+    var sum = Lanes.zero, i = 0
+    while i &+ 8 <= count {
         let y = exponential(load(x + i) - shift)
         store(y, to: x + i)
         sum += y
         i &+= 8
     }
-    if whole == count { return total(sum) }
-    let y = exponential(load(x + whole, first: count - whole) - shift)
-    store(y, to: x + whole, first: count - whole)
     var rest: Float = 0
-    for j in 0..<(count - whole) { rest += y[j] }
+    while i < count {
+        x[i] = exponential(x[i] - shift)
+        rest += x[i]
+        i &+= 1
+    }
     return total(sum) + rest
 }
 
 /// Calls `body(first, count)` for groups of eight elements, the last one partial; for loops with much to do an element.
 @inline(__always) func forEachGroup(_ count: Int, _ body: (Int, Int) -> Void) {
-    let whole = count & ~7
     var i = 0
-    while i < whole {
-        body(i, 8)
+    while i < count {
+        body(i, min(8, count &- i))
         i &+= 8
     }
-    if i < count { body(i, count &- i) }
 }
 
 @inline(__always) func load(_ p: Floats, upTo count: Int) -> Lanes { count == 8 ? load(p) : load(p, first: count) }

@@ -15,6 +15,21 @@ package struct Parameter: Sendable {
     package var secondMoment: Tensor
     /// Extent of the leading per-expert axis: an expert that saw no token rightly has a zero gradient.
     package var expertCount: Int?
+
+    package init(
+        name: String, group: String, weight: Weight, role: Role, value: Tensor, gradient: Tensor, firstMoment: Tensor,
+        secondMoment: Tensor, expertCount: Int? = nil
+    ) {
+        self.name = name
+        self.group = group
+        self.weight = weight
+        self.role = role
+        self.value = value
+        self.gradient = gradient
+        self.firstMoment = firstMoment
+        self.secondMoment = secondMoment
+        self.expertCount = expertCount
+    }
 }
 
 /// What one pass over a step found.

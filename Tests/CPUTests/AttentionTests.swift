@@ -26,6 +26,6 @@ import Testing
             AttentionSpan(queryStart: 70, queryCount: 33, keyStart: 330, keyCount: 33),
         ]
         let c = OpCase.attention(seed: 9, t: 103, u: 363, q: 4, g: 2, d: 5, spans: spans)
-        try judge(c, by: Formulas.attention)
+        try judge(c, by: Formulas.attention, isLarge: true)
     }
 }

@@ -24,13 +24,13 @@ import Testing
         try judge(
             .experts(
                 seed: 6, t: 300, h: 9, f: 7, e: 5, k: 2, rank: 2, dropout: 0.2, trainsWeights: true, crowd: .together),
-            by: Formulas.experts)
+            by: Formulas.experts, isLarge: true)
     }
 
     /// 4,500 routed rows: a second wave, which begins inside an expert.
     @Test func severalWaves() throws {
         try judge(
             .experts(seed: 7, t: 1500, h: 3, f: 2, e: 4, k: 3, rank: 1, dropout: 0.1, trainsWeights: true),
-            by: Formulas.experts)
+            by: Formulas.experts, isLarge: true)
     }
 }

@@ -32,7 +32,8 @@ import Testing
     }
 
     @Test func downloadReturnsWhatWasUploaded() throws {
-        let bench = try OpBench(CPUBackend(), shapes: ScratchShapes()), values: [Float] = [1, -0.5, .infinity, 0x1p-130]
+        let bench = try OpBench(CPUBackend(), shapes: ScratchShapes()),
+            values: [Float] = [1, -0.5, .infinity, 0x1p-130]
         #expect(bench.values(bench.tensor(values, [4])) == values)
         // 1 + 2^-8 lies between two bfloat16 numbers: to even.
         #expect(bench.values(bench.tensor([1 + 0x1p-8, -3.14], [2], .bfloat16)) == [1, -3.140625])

@@ -54,12 +54,12 @@ struct ByteEncoder: TextEncoder {
 /// ChatML, as many published templates write it; the message "raise" makes the template fail.
 struct ChatMLRenderer: ConversationRenderer {
     func render(
-        messages: [JSON], tools: JSON?, variables: JSONObject, spans: AssistantSpans
+        messages: [JSON], tools: JSON?, variables: JSONObject, trained: TrainedTurns
     ) throws(MartletError) -> RenderedConversation {
         var text = tools.map { "tools: \($0.text())\n" } ?? ""
         for (name, value) in variables { text += "\(name)=\(value.text())\n" }
         var found: [Range<Int>] = []
-        for message in messages {
+        for (i, message) in messages.enumerated() {
             let role = message["role"]?.string ?? "", content = message["content"]?.string ?? ""
             if content == "raise" { throw MartletError("the chat template refuses the conversation") }
             text += "<|im_start|>\(role)\n"
@@ -68,15 +68,13 @@ struct ChatMLRenderer: ConversationRenderer {
             text += content
             if let calls = message["tool_calls"] { text += calls.text() }
             text += "<|im_end|>"
-            if role == "assistant" { found.append(start..<text.utf8.count) }
+            let isPrompt = if case .from(let first) = trained { i < first } else { false }
+            if role == "assistant", !isPrompt { found.append(start..<text.utf8.count) }
             text += "\n"
         }
-        switch spans {
-        case .none: found = []
-        case .last: found = Array(found.suffix(1))
-        case .all: break
-        }
-        return RenderedConversation(text: text, assistantSpans: found)
+        if trained == .none { found = [] }
+        if trained == .last { found = Array(found.suffix(1)) }
+        return RenderedConversation(text: text, trainedSpans: found)
     }
 }
 

@@ -62,6 +62,9 @@ extension CPUBackend {
         into dq_TQD: Tensor, adding dk_UGD: Tensor, _ dv_UGD: Tensor
     ) {
         guard q_TQD.count > 0 else { return }
+        precondition(
+            zip(spans, spans.dropFirst()).allSatisfy { $0.keyStart + $0.keyCount <= $1.keyStart },
+            "spans that share keys would add to them at the same time")
         let pass = AttentionPass(self, q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, scale: scale)
         let gradients = AttentionGradients(
             dout: do_TQD.floats, dq: dq_TQD.floats, dk: dk_UGD.floats, dv: dv_UGD.floats)
@@ -152,16 +155,16 @@ private struct AttentionPass {
                 tileKeys)
             for row in 0..<rows {
                 let seen = max(0, min(count, block.visible + row / group - key)), s = scores + row * tileKeys
-                (s + seen).update(repeating: 0, count: count - seen)
+                hide(s, from: seen, to: count)
                 if seen == 0 { continue }
-                let top = max(most[row], maximum(seen, s))
+                let top = max(most[row], maximum(roundUp(seen, to: 8), s))
                 if top > most[row] {
                     let shrink = exponential(most[row] - top)
                     sum[row] *= shrink
                     copy(size, outputs + row * size, into: outputs + row * size, scale: shrink)
                     most[row] = top
                 }
-                sum[row] += exponentiate(seen, s, minus: top)
+                sum[row] += exponentiate(roundUp(seen, to: 8), s, minus: top)
             }
             product(
                 rows, size, count, Operand(scores, tileKeys), Operand(v + offset, keyStride), into: outputs, size,
@@ -197,8 +200,8 @@ private struct AttentionPass {
             for row in 0..<rows {
                 let seen = max(0, min(count, block.visible + row / group - key))
                 let s = scores + row * tileKeys, ds = dscores + row * tileKeys
-                scoreGradients(seen, s, ds, logSumExp: statistic[row], delta: delta[row])
-                (s + seen).update(repeating: 0, count: count - seen)
+                hide(s, from: seen, to: count)
+                scoreGradients(roundUp(seen, to: 8), s, ds, logSumExp: statistic[row], delta: delta[row])
                 (ds + seen).update(repeating: 0, count: count - seen)
             }
             let p = Operand(scores, tileKeys), ds = Operand(dscores, tileKeys)
@@ -233,11 +236,21 @@ private struct AttentionPass {
     }
 }
 
-/// scores = P = exp(scores - logSumExp), dscores = P (dscores - delta), in place.
+/// Scores that a query does not see: those up to the next whole group of eight become -infinity, whose power is 0, so
+/// that rows are walked in whole groups; what lies behind is 0 at once.
+@inline(__always) private func hide(_ scores: Floats, from seen: Int, to count: Int) {
+    let whole = roundUp(seen, to: 8)
+    (scores + seen).update(repeating: -.infinity, count: whole - seen)
+    if whole < count { (scores + whole).update(repeating: 0, count: count - whole) }
+}
+
+/// scores = P = exp(scores - logSumExp), dscores = P (dscores - delta), in place; `count` is a multiple of eight.
 private func scoreGradients(_ count: Int, _ scores: Floats, _ dscores: Floats, logSumExp: Float, delta: Float) {
-    forEachGroup(count) { i, n in
-        let p = exponential(load(scores + i, upTo: n) - logSumExp)
-        store(p, to: scores + i, upTo: n)
-        store(p * (load(dscores + i, upTo: n) - delta), to: dscores + i, upTo: n)
+    var i = 0
+    while i < count {
+        let p = exponential(load(scores + i) - logSumExp)
+        store(p, to: scores + i)
+        store(p * (load(dscores + i) - delta), to: dscores + i)
+        i &+= 8
     }
 }

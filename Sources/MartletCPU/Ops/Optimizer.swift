@@ -36,14 +36,25 @@ private struct AdamWUpdate {
     var gradientScale: Float
 
     func apply(_ count: Int, _ parameter: Floats, _ gradient: Floats, _ first: Floats, _ second: Floats) {
-        forEachGroup(count) { i, n in
-            let g = load(gradient + i, upTo: n) * gradientScale
-            let m = load(first + i, upTo: n) * beta1 + g * (1 - beta1)
-            let v = load(second + i, upTo: n) * beta2 + g * g * (1 - beta2)
-            let p = load(parameter + i, upTo: n) * decay
-            store(m, to: first + i, upTo: n)
-            store(v, to: second + i, upTo: n)
-            store(p - m / (v.squareRoot() * root + epsilon) * size, to: parameter + i, upTo: n)
+        forEachLanes(count) {
+            let new = updated(load(parameter + $0), load(gradient + $0), load(first + $0), load(second + $0))
+            store(new.parameter, to: parameter + $0)
+            store(new.first, to: first + $0)
+            store(new.second, to: second + $0)
+        } tail: {
+            let new = updated(
+                Lanes(repeating: parameter[$0]), Lanes(repeating: gradient[$0]), Lanes(repeating: first[$0]),
+                Lanes(repeating: second[$0]))
+            (parameter[$0], first[$0], second[$0]) = (new.parameter[0], new.first[0], new.second[0])
         }
+    }
+
+    @inline(__always) private func updated(
+        _ parameter: Lanes, _ gradient: Lanes, _ first: Lanes, _ second: Lanes
+    ) -> (parameter: Lanes, first: Lanes, second: Lanes) {
+        let g = gradient * gradientScale
+        let m = first * beta1 + g * (1 - beta1)
+        let v = second * beta2 + g * g * (1 - beta2)
+        return (parameter * decay - m / (squareRoot(v) * root + epsilon) * size, m, v)
     }
 }

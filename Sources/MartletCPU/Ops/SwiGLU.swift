@@ -28,20 +28,33 @@ extension CPUBackend {
 
 /// y = silu(gate) * up
 func gatedUnit(_ count: Int, _ gate: Floats, _ up: Floats, into y: Floats) {
-    forEachGroup(count) { i, n in
-        let g = load(gate + i, upTo: n)
-        store(g * sigmoid(g) * load(up + i, upTo: n), to: y + i, upTo: n)
+    forEachLanes(count) {
+        let g = load(gate + $0)
+        store(g * sigmoid(g) * load(up + $0), to: y + $0)
+    } tail: {
+        let g = Lanes(repeating: gate[$0])
+        y[$0] = (g * sigmoid(g))[0] * up[$0]
     }
 }
 
-/// dup = dy silu(gate); dgate = dy up sigmoid(gate) (1 + gate (1 - sigmoid(gate))). Results may overwrite inputs.
+/// Results may overwrite inputs.
 func gatedUnitBackward(
     _ count: Int, _ gate: Floats, _ up: Floats, _ dy: Floats, into dgate: Floats, _ dup: Floats
 ) {
-    forEachGroup(count) { i, n in
-        let g = load(gate + i, upTo: n), d = load(dy + i, upTo: n), u = load(up + i, upTo: n)
-        let s = sigmoid(g)
-        store(d * u * (s * (1 + g * (1 - s))), to: dgate + i, upTo: n)
-        store(d * (g * s), to: dup + i, upTo: n)
+    forEachLanes(count) {
+        let d = gatedUnitGradients(load(gate + $0), load(up + $0), load(dy + $0))
+        store(d.gate, to: dgate + $0)
+        store(d.up, to: dup + $0)
+    } tail: {
+        let d = gatedUnitGradients(
+            Lanes(repeating: gate[$0]), Lanes(repeating: up[$0]), Lanes(repeating: dy[$0]))
+        dgate[$0] = d.gate[0]
+        dup[$0] = d.up[0]
     }
+}
+
+/// dup = dy silu(gate); dgate = dy up sigmoid(gate) (1 + gate (1 - sigmoid(gate))).
+@inline(__always) private func gatedUnitGradients(_ gate: Lanes, _ up: Lanes, _ dy: Lanes) -> (gate: Lanes, up: Lanes) {
+    let s = sigmoid(gate)
+    return (dy * up * (s * (1 + gate * (1 - s))), dy * (gate * s))
 }

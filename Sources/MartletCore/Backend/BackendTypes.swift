@@ -8,7 +8,8 @@ package struct Linear: Sendable {
     package var dbias_O: Tensor?
 
     package init(
-        weight_OI: Tensor, bias_O: Tensor? = nil, adapter: LoRA? = nil, dweight_OI: Tensor? = nil, dbias_O: Tensor? = nil
+        weight_OI: Tensor, bias_O: Tensor? = nil, adapter: LoRA? = nil, dweight_OI: Tensor? = nil,
+        dbias_O: Tensor? = nil
     ) {
         self.weight_OI = weight_OI
         self.bias_O = bias_O
@@ -105,7 +106,8 @@ package struct RoPE: Sendable {
 }
 
 /// One sequence's part of a tile. Query row `queryStart + i` sees key rows
-/// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end.
+/// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end. The spans of a call share no
+/// query and no key.
 package struct AttentionSpan: Sendable, Equatable {
     package var queryStart: Int
     package var queryCount: Int

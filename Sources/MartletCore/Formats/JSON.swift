@@ -50,7 +50,7 @@ package enum JSON: Sendable, Equatable {
 /// The members of a JSON object, in file order; a repeated key keeps its place and takes the last value.
 package struct JSONObject: Sendable, Equatable, Sequence, ExpressibleByDictionaryLiteral {
     package private(set) var keys: [String] = []
-    private var members: [String: JSON] = [:]
+    private var members: [ExactKey: JSON] = [:]
 
     package init() {}
     package init(dictionaryLiteral elements: (String, JSON)...) {
@@ -59,13 +59,15 @@ package struct JSONObject: Sendable, Equatable, Sequence, ExpressibleByDictionar
 
     package var count: Int { keys.count }
     package subscript(key: String) -> JSON? {
-        get { members[key] }
+        get { members[ExactKey(text: key)] }
         set {
             guard let newValue else {
-                if members.removeValue(forKey: key) != nil { keys.removeAll { $0 == key } }
+                if members.removeValue(forKey: ExactKey(text: key)) != nil {
+                    keys.removeAll { ExactKey(text: $0) == ExactKey(text: key) }
+                }
                 return
             }
-            if members.updateValue(newValue, forKey: key) == nil { keys.append(key) }
+            if members.updateValue(newValue, forKey: ExactKey(text: key)) == nil { keys.append(key) }
         }
     }
 
@@ -74,11 +76,23 @@ package struct JSONObject: Sendable, Equatable, Sequence, ExpressibleByDictionar
         return AnyIterator {
             guard index < keys.count else { return nil }
             defer { index += 1 }
-            return (keys[index], members[keys[index]] ?? .null)
+            return (keys[index], members[ExactKey(text: keys[index])] ?? .null)
         }
     }
 
     package static func == (a: JSONObject, b: JSONObject) -> Bool { a.keys == b.keys && a.members == b.members }
+}
+
+/// A key that equals another only if it is the same scalars: Swift's strings also equal other spellings of the same
+/// characters (U+212B and U+00C5), which a vocabulary keeps apart.
+private struct ExactKey: Hashable, Sendable {
+    let text: String
+
+    static func == (a: ExactKey, b: ExactKey) -> Bool { a.text.utf8.elementsEqual(b.text.utf8) }
+    func hash(into hasher: inout Hasher) {
+        var text = text
+        text.withUTF8 { hasher.combine(bytes: UnsafeRawBufferPointer($0)) }
+    }
 }
 
 extension JSON: ExpressibleByStringLiteral, ExpressibleByIntegerLiteral, ExpressibleByBooleanLiteral,

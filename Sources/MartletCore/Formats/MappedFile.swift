@@ -46,4 +46,13 @@ package final class MappedFile: Sendable {
         defer { withExtendedLifetime(self) {} }
         return try body(UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: address), count: byteCount))
     }
+
+    /// Gives the pages under `range` back to the system; touching them again reads them again (from the file cache, most
+    /// often). So a checkpoint that is read through takes no lasting memory.
+    package func releasePages(of range: Range<Int>) {
+        let page = UInt(sysconf(Int32(_SC_PAGESIZE)))
+        let start = (address + UInt(range.lowerBound)) / page * page
+        let end = (address + UInt(range.upperBound) + page - 1) / page * page
+        madvise(UnsafeMutableRawPointer(bitPattern: start), Int(end - start), Int32(MADV_DONTNEED))
+    }
 }

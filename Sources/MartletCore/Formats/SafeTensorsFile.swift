@@ -16,6 +16,9 @@ package struct HostTensor: Sendable {
         try file.withBytes { (bytes) throws(E) in try body(UnsafeRawBufferPointer(rebasing: bytes[range])) }
     }
 
+    /// Gives the tensor's memory back to the system until it is touched again.
+    package func releasePages() { file.releasePages(of: range) }
+
     /// Where the tensor stands, for error messages.
     package var location: String { "\(file.path), tensor '\(name)'" }
 

@@ -20,41 +20,25 @@ struct ExampleTokenizer: Sendable {
             let user: JSON = ["role": "user", "content": .string(prompt)]
             let assistant: JSON = ["role": "assistant", "content": .string(completion)]
             return try tokenize(Conversation(messages: [user, assistant], firstTrained: 1))
-        case .text(let text, let starts, let ends): return try plain("", text, starts: starts, ends: ends, trainsAll: true)
+        case .text(let text, let starts, let ends):
+            return try plain("", text, starts: starts, ends: ends, trainsAll: true)
         }
     }
 
     private func tokenize(_ conversation: Conversation) throws(MartletError) -> TokenizedExample {
         guard let renderer else { throw ExampleTokenizer.noTemplate }
-        let wanted: AssistantSpans =
+        let trained: TrainedTurns =
             switch loss {
             case .all: .none
             case .lastAssistant: .last
-            case .assistant: .all
+            case .assistant: .from(conversation.firstTrained)
             }
         let rendered = try renderer.render(
-            messages: conversation.messages, tools: conversation.tools, variables: conversation.variables, spans: wanted
-        )
+            messages: conversation.messages, tools: conversation.tools, variables: conversation.variables,
+            trained: trained)
         let (ids, ranges) = try encoder.encodeWithOffsets(rendered.text, addsSpecialTokens: false)
-        guard loss != .all else { return TokenizedExample(tokens: ids, isTrained: ids.map { _ in true }) }
-        let spans = loss == .assistant ? try trainedSpans(rendered, conversation) : rendered.assistantSpans
-        return TokenizedExample(tokens: ids, isTrained: ExampleTokenizer.mask(ranges, spans))
-    }
-
-    /// The spans of the messages that should be learned: not those of the prompt.
-    private func trainedSpans(
-        _ rendered: RenderedConversation, _ conversation: Conversation
-    ) throws(MartletError) -> [Range<Int>] {
-        guard conversation.firstTrained > 0 else { return rendered.assistantSpans }
-        let isAssistant = conversation.messages.map { $0["role"]?.string == "assistant" }
-        let count = isAssistant.filter { $0 }.count
-        guard rendered.assistantSpans.count == count else {
-            throw MartletError(
-                "the template does not show where the completion is",
-                because: "it located \(rendered.assistantSpans.count) of \(count) assistant messages",
-                fix: "write the data as messages, or train on everything (loss: all)")
-        }
-        return Array(rendered.assistantSpans.dropFirst(isAssistant[..<conversation.firstTrained].filter { $0 }.count))
+        let isTrained = loss == .all ? ids.map { _ in true } : ExampleTokenizer.mask(ranges, rendered.trainedSpans)
+        return TokenizedExample(tokens: ids, isTrained: isTrained)
     }
 
     static let noTemplate = MartletError(

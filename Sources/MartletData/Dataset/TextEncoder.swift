@@ -12,18 +12,24 @@ package protocol TextEncoder: Sendable {
     func decode(_ ids: [Int32], skipsSpecialTokens: Bool) -> String
 }
 
-/// Which assistant messages a renderer should locate.
-package enum AssistantSpans: Sendable { case none, all, last }
+/// Which assistant messages of a conversation are to be learned.
+package enum TrainedTurns: Sendable, Equatable {
+    /// None need be told apart.
+    case none
+    case last
+    /// Those from message `index` on; 0 is all.
+    case from(Int)
+}
 
 /// A conversation as the model's template writes it.
 package struct RenderedConversation: Sendable, Equatable {
     package var text: String
-    /// UTF-8 byte ranges of the assistant messages in order, one a message, each with its end-of-turn token.
-    package var assistantSpans: [Range<Int>]
+    /// UTF-8 byte ranges of what the assistant wrote in the messages asked for, in order, with end-of-turn tokens.
+    package var trainedSpans: [Range<Int>]
 
-    package init(text: String, assistantSpans: [Range<Int>]) {
+    package init(text: String, trainedSpans: [Range<Int>]) {
         self.text = text
-        self.assistantSpans = assistantSpans
+        self.trainedSpans = trainedSpans
     }
 }
 
@@ -31,6 +37,6 @@ package struct RenderedConversation: Sendable, Equatable {
 package protocol ConversationRenderer: Sendable {
     /// Renders a whole conversation, without a generation prompt. `variables` are the row's own template variables.
     func render(
-        messages: [JSON], tools: JSON?, variables: JSONObject, spans: AssistantSpans
+        messages: [JSON], tools: JSON?, variables: JSONObject, trained: TrainedTurns
     ) throws(MartletError) -> RenderedConversation
 }

@@ -20,8 +20,16 @@ extension Checkpoint {
                     backend.upload(bytes, as: dtype, into: table.rows(first..<first + matrixRows))
                 }
             } else {
-                withAlignedBytes(tensor, dtype) { backend.upload($0, as: dtype, into: table.rows(part.rows)) }
+                // In pieces, so that no more than one of them is in memory twice.
+                for rows in Checkpoint.pieces(of: part) {
+                    let first = rows.lowerBound - part.firstRow
+                    withAlignedBytes(tensor, dtype, first * columns..<(first + rows.count) * columns) {
+                        backend.upload($0, as: dtype, into: table.rows(rows))
+                    }
+                    tensor.releasePages()
+                }
             }
+            tensor.releasePages()
         }
     }
 
@@ -74,9 +82,14 @@ private func nonFinite(_ tensor: HostTensor) -> MartletError {
         fix: "download or save the model again; if it was trained, an earlier checkpoint may be sound")
 }
 
-/// The tensor's bytes at an address that suits its dtype: a copy where the file laid it out otherwise.
-private func withAlignedBytes(_ tensor: HostTensor, _ dtype: DType, _ body: (UnsafeRawBufferPointer) -> Void) {
+/// Bytes of some elements of the tensor at an address that suits its dtype: a copy where the file laid it out otherwise.
+private func withAlignedBytes(
+    _ tensor: HostTensor, _ dtype: DType, _ elements: Range<Int>, _ body: (UnsafeRawBufferPointer) -> Void
+) {
+    let size = dtype.byteCount
     tensor.withBytes { bytes in
+        let bytes = UnsafeRawBufferPointer(
+            rebasing: bytes[elements.lowerBound * size..<elements.upperBound * size])
         guard UInt(bitPattern: bytes.baseAddress) % UInt(dtype.byteCount) != 0 else { return body(bytes) }
         let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 64)
         defer { copy.deallocate() }

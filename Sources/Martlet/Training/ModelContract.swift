@@ -1,0 +1,23 @@
+package import MartletCore
+package import MartletModel
+
+/// What the training loop needs of a model.
+package protocol TrainableModel: AnyObject {
+    var backend: any Backend { get }
+    /// Everything that is trained, in a fixed order, under stable names.
+    var parameters: [Parameter] { get }
+    /// Zeroes the gradients, then runs forward and backward over the whole step, the loss divided by its target count.
+    func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome
+    /// Forward only, without dropout.
+    func evaluate(_ step: PackedStep) throws(MartletError) -> StepOutcome
+}
+
+extension Model: TrainableModel {}
+
+/// Where the steps come from. Step `index` (from 0, counted over all epochs) is the same whenever it is asked for.
+package protocol StepSource: AnyObject {
+    var stepsPerEpoch: Int { get }
+    /// Changes whenever any step would.
+    var fingerprint: String { get }
+    func step(_ index: Int) throws(MartletError) -> PackedStep
+}

@@ -1,0 +1,41 @@
+package import MartletCore
+package import MartletModel
+
+/// AdamW over all parameters, in their fixed order, with the gradients clipped to a global norm.
+package struct Optimizer {
+    package let settings: AdamWSettings
+    /// 0: never clip.
+    package let maxGradNorm: Double
+
+    package init(_ recipe: Recipe) {
+        settings = AdamWSettings(
+            beta1: Float(recipe.adamBeta1), beta2: Float(recipe.adamBeta2), epsilon: Float(recipe.adamEpsilon),
+            weightDecay: Float(recipe.weightDecay))
+        maxGradNorm = recipe.maxGradNorm
+    }
+
+    /// What gradients of this global norm are multiplied by, as torch's `clip_grad_norm_` does.
+    package func clippingScale(forNorm norm: Double) -> Double {
+        maxGradNorm > 0 ? min(1, maxGradNorm / (norm + 1e-6)) : 1
+    }
+
+    /// Makes update number `step` (from 1).
+    package func update(
+        _ parameters: [Parameter], gradientNorm: Double, step: Int, learningRate: Double, on backend: any Backend
+    ) {
+        let scale = Float(clippingScale(forNorm: gradientNorm))
+        for parameter in parameters {
+            var settings = settings
+            if !parameter.isDecayed { settings.weightDecay = 0 }
+            backend.adamW(
+                parameter.value, parameter.gradient, parameter.firstMoment, parameter.secondMoment, settings,
+                step: step,
+                learningRate: Float(learningRate), gradientScale: scale)
+        }
+    }
+}
+
+extension Parameter {
+    /// Norms are not decayed, as in transformers' Trainer.
+    var isDecayed: Bool { !weight.isNorm }
+}

@@ -1,0 +1,233 @@
+internal import MartletCPU
+internal import MartletCore
+internal import MartletModel
+
+/// Whole LoRA steps: forward, backward and AdamW on random tokens, as a trainer does them.
+public struct StepBenchmark: Sendable, CustomStringConvertible {
+    /// What to run.
+    public struct Settings: Sendable {
+        /// A model folder; nil makes a random model of `preset`.
+        public var model: String?
+        /// Sizes of the random model.
+        public var preset = OpBenchmark.Shapes.wide
+        /// Layers of the random model.
+        public var layers = 8
+        /// Tokens to take; random ones if empty.
+        public var tokens: [Int32] = []
+        /// Tokens of each packed sequence; 0: one sequence of all tokens.
+        public var sequenceLength = 0
+        /// Tokens of the step.
+        public var tokenCount = 1024
+        /// Rank of the adapter on every projection and expert.
+        public var rank = 16
+        /// Steps measured.
+        public var steps = 5
+        /// Steps before those.
+        public var warmup = 2
+        /// CPU threads; nil: all cores.
+        public var threads: Int?
+        /// Bytes to plan for; nil: what is free.
+        public var memoryLimit: Int?
+        /// Rows a layer works on at a time; nil: planned.
+        public var tileTokens: Int?
+
+        /// The defaults.
+        public init() {}
+    }
+
+    /// The backend.
+    public var backend: String
+    /// What the model is.
+    public var model: String
+    /// Tokens of a step.
+    public var tokenCount: Int
+    /// Numbers that are trained.
+    public var trainedCount: Int
+    /// Seconds of each measured step.
+    public var stepSeconds: [Double]
+    /// Loss of each measured step, in nats.
+    public var losses: [Double]
+    /// Floating-point operations of a step: see ``formula``.
+    public var flops: Double
+    /// GFLOP/s of this machine's matrix product at 1024 cubed.
+    public var peakGigaflops: Double
+    /// Bytes of the arena, as planned.
+    public var plannedByteCount: Int
+    /// Bytes of the process before the arena was made.
+    public var processByteCount: Int
+    /// The most bytes the process had resident.
+    public var peakByteCount: Int
+    /// How much the peak grew after the first step: nothing allocates then.
+    public var growthByteCount: Int
+    /// What the plan chose.
+    public var choice: String
+
+    /// Median seconds of a step.
+    public var medianSeconds: Double { stepSeconds.isEmpty ? 0 : stepSeconds.sorted()[stepSeconds.count / 2] }
+    /// Tokens in a second.
+    public var tokensPerSecond: Double { medianSeconds > 0 ? Double(tokenCount) / medianSeconds : 0 }
+    /// Share of the matrix product's speed.
+    public var utilization: Double { medianSeconds > 0 ? flops / medianSeconds / 1e9 / peakGigaflops : 0 }
+
+    /// How the operations of a step are counted; recomputation is not, as is usual for MFU.
+    public static let formula =
+        "T x (4 N_active + 6 N_lora) + 7 L Q D x the sum of S^2 over sequences; N_active: matrix weights a token meets, without the embedding"
+
+    /// Runs the steps.
+    public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
+        let made = settings.model == nil ? try ScratchFolder("martlet-bench") : nil
+        if let made {
+            try RandomCheckpoint(
+                configuration: .benchmark(settings.preset, layers: settings.layers), seed: 0, standardDeviation: 0.04
+            ).write(to: made.path, replaces: true)
+        }
+        let checkpoint = try Checkpoint(folder: settings.model ?? made?.path ?? "")
+        let c = checkpoint.configuration, step = try settings.step(c)
+        let backend = CPUBackend(threads: settings.threads)
+        let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
+        let modelSettings = ModelSettings(.lora, adapter: lora)
+        let planner = Planner(c, modelSettings, backend)
+        let plan = try planner.plan(
+            stepTokens: step.tokenCount,
+            maximumLength: settings.sequenceLength > 1 ? settings.sequenceLength : step.tokenCount,
+            tileTokens: settings.tileTokens,
+            limit: settings.memoryLimit ?? ProcessMemory.availableByteCount * 9 / 10)
+        // Before the model is made: measuring a plan again would take the backend's scratch memory away from it.
+        let planned = planner.byteCount(plan), before = ProcessMemory.residentByteCount
+        let model = try Model(checkpoint, modelSettings, plan, backend)
+        var result = StepBenchmark(
+            backend: backend.name,
+            model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
+            tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count },
+            stepSeconds: [],
+            losses: [], flops: c.stepFlops(step, rank: settings.rank), peakGigaflops: 0,
+            plannedByteCount: planned, processByteCount: before, peakByteCount: 0, growthByteCount: 0,
+            choice: "tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
+                + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
+        var first = 0
+        for index in 0..<(settings.warmup + settings.steps) {
+            let watch = Stopwatch()
+            let loss = try model.benchmarkStep(step, index)
+            if index == 0 { first = ProcessMemory.peakByteCount }
+            guard index >= settings.warmup else { continue }
+            result.stepSeconds.append(watch.seconds)
+            result.losses.append(loss)
+        }
+        result.peakByteCount = ProcessMemory.peakByteCount
+        result.growthByteCount = result.peakByteCount - first
+        result.peakGigaflops = try TimedOps.gemmPeak(backend)
+        return result
+    }
+
+    /// The result for machines.
+    public var json: String {
+        let object: JSON = [
+            "tokens_per_second": .number(tokensPerSecond), "step_seconds": .number(medianSeconds),
+            "step_seconds_all": .array(stepSeconds.map(JSON.number)), "losses": .array(losses.map(JSON.number)),
+            "trainable_count": .integer(trainedCount), "peak_rss_bytes": .integer(peakByteCount),
+            "planned_bytes": .integer(plannedByteCount), "process_bytes": .integer(processByteCount),
+            "growth_after_first_step_bytes": .integer(growthByteCount), "tokens": .integer(tokenCount),
+            "flops": .number(flops), "mfu": .number(utilization), "mfu_formula": .string(StepBenchmark.formula),
+            "gemm_gflops": .number(peakGigaflops), "backend": .string(backend), "model": .string(model),
+            "plan": .string(choice),
+        ]
+        return object.text()
+    }
+
+    /// The result for people.
+    public var description: String {
+        let sum = plannedByteCount + processByteCount
+        return """
+            \(model) on \(backend)
+            \(choice)
+            step     \(fixed(medianSeconds * 1000, 1)) ms, \(tokenCount) tokens, \(fixed(tokensPerSecond, 0)) tokens/s
+            MFU      \(fixed(utilization * 100, 1))% of \(fixed(peakGigaflops, 1)) GFLOP/s (matrix product of 1024 cubed)
+                     \(StepBenchmark.formula)
+            memory   planned \(formatBytes(plannedByteCount)) + process \(formatBytes(processByteCount)) = \(formatBytes(sum)), \
+            measured peak \(formatBytes(peakByteCount)), grown after the first step \(formatBytes(growthByteCount))
+            trained  \(formatCount(trainedCount)) parameters; last loss \(fixed(losses.last ?? 0, 4))
+            """
+    }
+}
+
+extension StepBenchmark.Settings {
+    fileprivate func step(_ c: ModelConfiguration) throws(MartletError) -> PackedStep {
+        guard tokenCount >= 2, steps >= 1, warmup >= 0, rank >= 1 else {
+            throw MartletError(
+                "there is nothing to measure", in: "the options",
+                because: "tokens \(tokenCount), steps \(steps), warmup \(warmup), rank \(rank)",
+                fix: "give at least 2 tokens, 1 step and rank 1")
+        }
+        guard tokens.isEmpty || tokens.count >= tokenCount else {
+            throw MartletError(
+                "too few tokens to measure", in: "--tokens-file", because: "\(tokens.count) of \(tokenCount)",
+                fix: "lower --tokens, or give a longer file")
+        }
+        var random = RandomStream(seed: 0), step = PackedStep()
+        let ids =
+            tokens.isEmpty
+            ? (0..<tokenCount).map { _ in Int32(random.next() % UInt64(c.vocabularyCount)) }
+            : Array(tokens.prefix(tokenCount))
+        let length = sequenceLength > 1 ? sequenceLength : tokenCount
+        for start in stride(from: 0, to: ids.count, by: length) {
+            let sequence = Array(ids[start..<min(start + length, ids.count)])
+            step.append(sequence, isTrained: sequence.map { _ in true })
+        }
+        return step
+    }
+
+    /// Reads a JSON list of token ids, or a list of such lists, of which the first counts.
+    public mutating func readTokens(_ path: String) throws(MartletError) {
+        let json = try FileSystem.readJSON(path)
+        let list = json.array?.first?.array ?? json.array ?? []
+        tokens = list.compactMap { $0.integer.flatMap { Int32(exactly: $0) } }
+        guard !tokens.isEmpty, tokens.count == list.count else {
+            throw MartletError(
+                "the file holds no token ids", in: path, because: "it is not a list of integers", fix: "write [1, 2, 3]"
+            )
+        }
+    }
+}
+
+extension Model {
+    /// A whole step with the optimizer, clipping left out; returns the loss.
+    fileprivate func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> Double {
+        let outcome = try trainStep(step, index: index)
+        for parameter in parameters {
+            backend.adamW(
+                parameter.value, parameter.gradient, parameter.firstMoment, parameter.secondMoment, AdamWSettings(),
+                step: index + 1, learningRate: 1e-4, gradientScale: 1)
+        }
+        return outcome.loss
+    }
+}
+
+extension ModelConfiguration {
+    /// The random models of the benchmark.
+    static func benchmark(_ shapes: OpBenchmark.Shapes, layers: Int) -> ModelConfiguration {
+        let s = OpSizes(shapes, tokens: 1)
+        return ModelConfiguration(
+            modelType: "qwen3_moe", hiddenSize: s.H, layerCount: layers, vocabularyCount: s.V, queryHeadCount: s.Q,
+            keyValueHeadCount: s.G, headSize: s.D, denseInnerSize: 2 * s.H, ropeTheta: 1_000_000,
+            maximumPositions: 40960,
+            tiesEmbeddings: false,
+            experts: .init(expertCount: s.E, expertsPerToken: s.K, innerSize: s.F, normalizesTopK: true),
+            isSparse: [Bool](repeating: true, count: layers))
+    }
+
+    /// Operations of a LoRA step, as ``StepBenchmark/formula`` says.
+    fileprivate func stepFlops(_ step: PackedStep, rank: Int) -> Double {
+        var active = 0.0, low = 0.0
+        for weight in weights where !weight.isNorm && (weight != .embedding || tiesEmbeddings) {
+            let shape = shape(of: weight), share = weight.isExperts ? Double(experts?.expertsPerToken ?? 0) : 1
+            active += Double(shape[-1] * shape[-2]) * share
+            if weight.isAdaptable { low += Double(rank * (shape[-1] + shape[-2])) * share }
+        }
+        let T = Double(step.tokenCount)
+        let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) {
+            $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0))
+        }
+        let attention = 7 * Double(layerCount) * squares * Double(queryHeadCount * headSize)
+        return T * (4 * active + 6 * low) + attention
+    }
+}

@@ -1,0 +1,176 @@
+internal import MartletCPU
+internal import MartletCore
+internal import MartletModel
+
+/// Whether this machine can train: its facts, and the checks it passes.
+public struct Doctor: Sendable, CustomStringConvertible {
+    /// One thing looked at.
+    public struct Check: Sendable, Equatable {
+        /// What was looked at.
+        public var name: String
+        /// Whether it is as it should be.
+        public var isSound: Bool
+        /// What was found.
+        public var detail: String
+        /// What to do, where something is wrong or could be better.
+        public var advice: String?
+    }
+
+    /// In the order of looking.
+    public var checks: [Check]
+    /// Whether everything needed is as it should be.
+    public var isSound: Bool { checks.allSatisfy(\.isSound) }
+
+    /// Looks at the machine; `folder` is where a file is written to try the disk.
+    public static func examine(folder: String = ".", progress: (Check) -> Void = { _ in }) -> Doctor {
+        var doctor = Doctor(checks: [])
+        for examination in [
+            machine, matrixProduct, { disk(folder) }, products, fullGradients, adapterGradients, repeatability,
+        ] {
+            let check = examination()
+            doctor.checks.append(check)
+            progress(check)
+        }
+        return doctor
+    }
+
+    // MARK: The machine
+
+    private static func machine() -> Check {
+        let total = ProcessMemory.machineByteCount, available = ProcessMemory.availableByteCount
+        let model = lines(of: "/proc/cpuinfo").first { $0.hasPrefix("model name") }?.split(separator: ":").last
+        let isTight = available < 512 << 20
+        return Check(
+            name: "machine", isSound: !isTight,
+            detail: "\(ProcessMemory.processorCount) processors\(model.map { " (\($0.drop { $0 == " " }))" } ?? ""), "
+                + "\(formatBytes(available)) of \(formatBytes(total)) free",
+            advice: isTight ? "close other programs: less than 512 MiB are free" : nil)
+    }
+
+    private static func matrixProduct() -> Check {
+        let backend = CPUBackend()
+        let isLibrary = backend.name.firstRange(of: "OpenBLAS") != nil
+        return Check(
+            name: "matrix product", isSound: true, detail: backend.name,
+            advice: isLibrary
+                ? nil : "training works, but several times slower; get OpenBLAS: apt-get install libopenblas0")
+    }
+
+    /// Writes a file, flushes it, reads it back.
+    package static func disk(_ folder: String) -> Check {
+        let path = FileSystem.join(folder, ".martlet-doctor-\(UInt32.random(in: 0 ... .max))")
+        defer { try? FileSystem.remove(path) }
+        let piece = (0..<(1 << 16)).map { UInt8(truncatingIfNeeded: $0 &* 40503 >> 9) }, pieces = 1024
+        func finding(_ isSound: Bool, _ detail: String, _ advice: String? = nil) -> Check {
+            Check(name: "disk", isSound: isSound, detail: detail, advice: advice)
+        }
+        do throws(MartletError) {
+            let watch = Stopwatch(), file = try AtomicFile(path)
+            for _ in 0..<pieces { try file.write(piece) }
+            try file.commit()
+            let seconds = watch.seconds
+            guard try isSame(path, piece, pieces) else {
+                return finding(
+                    false, "\(folder): 64 MiB written there read back as something else",
+                    "do not use this disk; `dmesg` shows its errors")
+            }
+            return finding(true, "\(folder): 64 MiB written, flushed and read back, \(fixed(64 / seconds, 0)) MiB/s")
+        } catch {
+            return finding(false, "\(error.location ?? folder): \(error.reason ?? error.problem)", error.remedy)
+        }
+    }
+
+    private static func isSame(_ path: String, _ piece: [UInt8], _ pieces: Int) throws(MartletError) -> Bool {
+        let bytes = try FileSystem.read(path)
+        guard bytes.count == piece.count * pieces else { return false }
+        return (0..<pieces).allSatisfy { Array(bytes[$0 * piece.count..<($0 + 1) * piece.count]) == piece }
+    }
+
+    // MARK: The arithmetic
+
+    /// The library's matrix product against our own, through a whole model.
+    private static func products() -> Check {
+        examine("matrix product against our own") { () throws(MartletError) in
+            let patient = try Patient()
+            let library = try patient.loss(CPUBackend(), threads: nil),
+                own = try patient.loss(CPUBackend(usesBLAS: false), threads: nil)
+            let apart = (library - own).magnitude / own.magnitude
+            return (
+                apart < 1e-5, "the losses of a small mixture-of-experts model are \(shortest(apart)) apart, relatively"
+            )
+        }
+    }
+
+    private static func fullGradients() -> Check {
+        examine("gradients of every weight") { () throws(MartletError) in
+            var settings = ModelSettings(.full)
+            settings.trainsRouter = true
+            return try Patient().gradientVerdict(settings)
+        }
+    }
+
+    private static func adapterGradients() -> Check {
+        examine("gradients of adapters") { () throws(MartletError) in
+            try Patient().gradientVerdict(ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
+        }
+    }
+
+    private static func repeatability() -> Check {
+        examine("same bytes with one thread and with all") { () throws(MartletError) in
+            let patient = try Patient()
+            let one = try patient.loss(CPUBackend(threads: 1), threads: 1),
+                all = try patient.loss(CPUBackend(), threads: nil)
+            return (one == all, "losses \(one) and \(all)")
+        }
+    }
+
+    private static func examine(
+        _ name: String, _ body: () throws(MartletError) -> (isSound: Bool, detail: String)
+    ) -> Check {
+        do throws(MartletError) {
+            let (isSound, detail) = try body()
+            return Check(
+                name: name, isSound: isSound, detail: detail,
+                advice: isSound
+                    ? nil
+                    : "do not train here: numbers come out wrong. Report this with the processor's name; "
+                        + "until then try without the library (apt-get remove libopenblas0)")
+        } catch {
+            return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
+        }
+    }
+
+    // MARK: Results
+
+    /// The result for machines.
+    public var json: String {
+        let object: JSON = [
+            "ok": .bool(isSound), "version": .string(martletVersion),
+            "checks": .array(
+                checks.map {
+                    [
+                        "name": .string($0.name), "ok": .bool($0.isSound), "detail": .string($0.detail),
+                        "advice": $0.advice.map(JSON.string) ?? .null,
+                    ]
+                }),
+        ]
+        return object.text()
+    }
+
+    /// The result for people.
+    public var description: String { checks.map(\.description).joined(separator: "\n") }
+}
+
+extension Doctor.Check: CustomStringConvertible {
+    /// One line, and one of advice.
+    public var description: String {
+        "\(isSound ? "ok    " : "BROKEN") \(name): \(detail)" + (advice.map { "\n       -> \($0)" } ?? "")
+    }
+}
+
+func shortest(_ value: Double) -> String {
+    guard value > 0, value < 0.001 else { return fixed(value, 4) }
+    var exponent = 0, mantissa = value
+    while mantissa < 1 { (mantissa, exponent) = (mantissa * 10, exponent - 1) }
+    return "\(fixed(mantissa, 1))e\(exponent)"
+}

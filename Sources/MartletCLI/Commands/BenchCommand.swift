@@ -1,0 +1,103 @@
+import ArgumentParser
+import Martlet
+
+struct BenchCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "bench", abstract: "Measure the speed of this machine's ops and of whole training steps.",
+        subcommands: [Ops.self, Step.self])
+
+    struct Ops: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Time each op, as shares of the machine's own matrix product and memory speed.",
+            discussion: """
+                gemm% is the share of the matrix product's GFLOP/s, mem% the share of a vector addition's GB/s: an op \
+                near 100% of either is as fast as this machine allows.
+
+                  martlet bench ops --shapes wide --tokens 512
+                  martlet bench ops --only experts --only attention
+                """)
+
+        @Option(help: "wide, fine (128 small experts) or 30b (a layer of Qwen3-30B-A3B).") var shapes = ShapesName.wide
+        @Option(help: "Tokens of the tile.") var tokens = 512
+        @Option(help: "Measure only this op. May be repeated.") var only: [String] = []
+        @Option(help: "CPU threads (default: all cores).") var threads: Int?
+        @Flag(help: "Print one JSON object.") var json = false
+
+        func run() throws {
+            if !json { Terminal.say(OpBenchmark.header) }
+            let result = try OpBenchmark.run(shapes: shapes.shapes, tokens: tokens, only: only, threads: threads) {
+                row in
+                if !json { Terminal.say(row.description) }
+            }
+            Terminal.say(json ? result.json : result.summary)
+        }
+    }
+
+    struct Step: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Time whole LoRA steps: forward, backward, AdamW.",
+            discussion: """
+                Of a model, or of a random one; reports tokens/s, MFU, and planned against measured memory.
+
+                  martlet bench step --preset wide --tokens 1024
+                  martlet bench step --model MODEL --tokens 2048 --rank 16 --json
+                """)
+
+        @Option(help: "Folder of a model.") var model: String?
+        @Option(help: "Without --model: a random model of this shape: wide, fine, 30b.") var preset = ShapesName.wide
+        @Option(help: "Layers of the random model.") var layers = 8
+        @Option(help: "Tokens of a step.") var tokens = 1024
+        @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
+        @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
+        @Option(help: "Rank of the adapter.") var rank = 16
+        @Option(help: "Steps measured.") var steps = 5
+        @Option(help: "Steps before those.") var warmup = 2
+        @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
+        @Option(help: "Memory to plan for, in MiB (default: what is free).") var memoryLimit: Int?
+        @Option(help: "CPU threads (default: all cores).") var threads: Int?
+        @Flag(help: "Print one JSON object.") var json = false
+
+        func run() throws {
+            var settings = StepBenchmark.Settings()
+            (settings.model, settings.preset, settings.layers) = (model, preset.shapes, layers)
+            (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
+            (settings.threads, settings.tileTokens) = (threads, tileTokens)
+            settings.memoryLimit = memoryLimit.map { $0 << 20 }
+            settings.sequenceLength = sequenceLength
+            if let tokensFile { try settings.readTokens(tokensFile) }
+            let result = try StepBenchmark.run(settings)
+            Terminal.say(json ? result.json : result.description)
+        }
+
+        func validate() throws {
+            if layers < 1 || layers > 512 { throw ValidationError("--layers must be 1 to 512") }
+            if let memoryLimit, memoryLimit < 1 || memoryLimit > 1 << 30 {
+                throw ValidationError("--memory-limit is out of range")
+            }
+        }
+    }
+}
+
+enum ShapesName: String, ExpressibleByArgument, CaseIterable {
+    case wide, fine, qwen30b = "30b"
+    var shapes: OpBenchmark.Shapes { OpBenchmark.Shapes(rawValue: rawValue) ?? .wide }
+}
+
+struct DoctorCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "doctor", abstract: "Check whether this machine can train.",
+        discussion: """
+            Tells processors, memory and matrix library, tries the disk, and examines the arithmetic on a tiny model: \
+            gradients against differences of the loss, the library against Martlet's own matrix product, one thread \
+            against all. Exit code 1 if something is broken.
+            """)
+
+    @Option(help: "Folder whose disk is tried.") var folder = "."
+    @Flag(help: "Print one JSON object.") var json = false
+
+    func run() throws {
+        let doctor = Doctor.examine(folder: folder) { if !json { Terminal.say($0.description) } }
+        if json { Terminal.say(doctor.json) }
+        if !doctor.isSound { throw ExitCode(1) }
+    }
+}

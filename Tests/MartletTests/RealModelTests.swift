@@ -1,0 +1,97 @@
+import Martlet
+import MartletCore
+import MartletModel
+import Testing
+
+/// The whole way: checkpoint, dataset, plan, model, loop, export.
+@Suite struct RealModelTests {
+    @Test func everyMethodLearns() throws {
+        let changes: [(ModelConfiguration, (inout Recipe) -> Void)] = [
+            (TinyRun.sparse, { _ in }), (TinyRun.dense, { _ in }),
+            (TinyRun.sparse, { $0.method = .full }),
+            (
+                TinyRun.sparse,
+                {
+                    $0.trainRouter = true; $0.routerAuxLossCoef = 0.01; $0.routerZLossCoef = 0.001
+                }
+            ),
+            (
+                TinyRun.sparse,
+                {
+                    $0.targetModules = ["experts"]; $0.loraDropout = 0.1; $0.export = [.fused, .perExpert, .merged]
+                }
+            ),
+        ]
+        for (configuration, change) in changes {
+            let tiny = try TinyRun(configuration)
+            let run = try tiny.run(
+                tiny.recipe {
+                    change(&$0); $0.maxSteps = 14; $0.learningRate = 0.02
+                })
+            let losses = run.steps.map(\.loss)
+            #expect(losses.last ?? 9 < 0.8 * losses[0])
+            #expect(run.result.exports.count >= 1 && run.result.exports.allSatisfy(FileSystem.exists))
+            #expect(run.checks.last?.waitingCount == 0)
+            #expect(run.steps.last?.expertLoadMaxOverMean.count == (configuration.experts == nil ? 0 : 2))
+        }
+    }
+
+    @Test func resumedEqualsUninterrupted() throws {
+        let tiny = try TinyRun()
+        func change(_ recipe: inout Recipe) {
+            (recipe.evalFraction, recipe.evalSteps, recipe.loadBestModelAtEnd) = (0.2, 3, true)
+            (recipe.loraDropout, recipe.trainRouter, recipe.export) = (0.2, true, [.merged])
+        }
+        try tiny.run(tiny.recipe("whole", change))
+        for stopAt in [2, 5] {
+            let recipe = tiny.recipe("cut\(stopAt)", change)
+            let first = try tiny.run(recipe) { event in
+                if case .step(let row) = event, row.step == stopAt { .stop } else { .proceed }
+            }
+            #expect(first.result.end == .stopped && first.result.step == stopAt)
+            #expect(try tiny.run(recipe).result.end == .completed)
+            for file in [
+                "checkpoint-9/parameters.safetensors", "checkpoint-9/optimizer.safetensors", "merged/model.safetensors",
+            ] {
+                let whole = try FileSystem.read(tiny.folder.file("whole/\(file)"))
+                #expect(
+                    try FileSystem.read(tiny.folder.file("cut\(stopAt)/\(file)")) == whole, "\(file) after \(stopAt)")
+            }
+        }
+    }
+
+    @Test func theSameAdapterForTheSameSeed() throws {
+        let tiny = try TinyRun()
+        let files = try ["a", "b", "c"].map { name in
+            try tiny.run(tiny.recipe(name) { $0.seed = name == "c" ? 2 : 1 })
+            return try FileSystem.read(tiny.folder.file("\(name)/adapter/adapter_model.safetensors"))
+        }
+        #expect(files[0] == files[1] && files[0] != files[2])
+    }
+
+    @Test func whatTheModelRefuses() throws {
+        let sparse = try TinyRun(), dense = try TinyRun(TinyRun.dense)
+        let cases: [(TinyRun, (inout Recipe) -> Void, String)] = [
+            (sparse, { $0.targetModules = ["q_projj"] }, "adapter target 'q_projj' matches no layer"),
+            (
+                sparse, { $0.targetModules = ["gate_proj"] },
+                "the experts' gate_proj and up_proj cannot be adapted apart"
+            ),
+            (dense, { $0.targetModules = ["experts"] }, "adapter target 'experts' matches no layer"),
+            (dense, { $0.trainRouter = true }, "'train_router' has no effect"),
+            (sparse, { $0.maxLength = 257 }, "max_length is more than the model can take"),
+            (sparse, { $0.columns = ["txt": "a"] }, "no format has a column 'txt'"),
+            (sparse, { $0.memoryLimit = 1000 }, "a step of"),
+        ]
+        for (tiny, change, problem) in cases {
+            let error = try #require(errorOf { try tiny.run(tiny.recipe("x", change)) })
+            #expect(error.problem.hasPrefix(problem))
+        }
+    }
+
+    @Test func thePlanIsKnownBefore() throws {
+        let tiny = try TinyRun()
+        let plan = try Assembly(recipe: tiny.recipe()).plan(Assembly.ModelText(encoder: Characters(), renderer: nil))
+        #expect(plan.memory.count > 4 && plan.arenaByteCount > 0 && plan.totalSteps > 0)
+    }
+}

@@ -1,0 +1,114 @@
+import MartletCPU
+import MartletCore
+import MartletModel
+import Testing
+
+/// What must not depend on how the work is cut.
+@Suite struct StoryTests {
+    private func settings(dropout: Float) -> ModelSettings {
+        var settings = ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6, dropout: dropout))
+        settings.seed = 11
+        return settings
+    }
+
+    /// A model whose B is not zero, so that every path carries a gradient.
+    private func model(
+        _ golden: Golden, dropout: Float = 0.25, tile: Int, kept: Int, keepsWeights: Bool = false, threads: Int = 2
+    ) throws -> Model {
+        let backend = CPUBackend(threads: threads)
+        let model = try golden.model(
+            settings(dropout: dropout), tile: tile, kept: kept, keepsWeights: keepsWeights, backend: backend)
+        for (i, p) in model.parameters.enumerated() where p.role == .b {
+            var random = RandomStream(seed: UInt64(i))
+            model.upload((0..<p.value.count).map { _ in 0.1 * random.normal() }, into: p.value)
+        }
+        return model
+    }
+
+    private func gradients(_ model: Model, _ step: PackedStep) throws -> (loss: Double, gradients: [[Float]]) {
+        let outcome = try model.trainStep(step, index: 3)
+        return (outcome.loss, model.parameters.map { model.floats($0.gradient) })
+    }
+
+    @Test(arguments: ["moe_seed1", "moe_first_dense", "dense_untied"])
+    func anyTilingEqualsAnyOther(_ name: String) throws {
+        let golden = try Golden(name), step = try golden.step()
+        let whole = try model(golden, tile: 2048, kept: 2)
+        let (loss, expected) = try gradients(whole, step)
+        for (tile, kept, keepsWeights) in [(1, 0, false), (5, 1, true), (7, 2, false), (12, 0, true), (23, 1, false)] {
+            let other = try model(golden, tile: tile, kept: kept, keepsWeights: keepsWeights)
+            let (otherLoss, found) = try gradients(other, step)
+            #expect(abs(otherLoss - loss) < 1e-6 * loss)
+            for (i, p) in other.parameters.enumerated() {
+                expectClose(found[i], expected[i], relative: 2e-5, "tile \(tile), kept \(kept): \(p.name)")
+            }
+        }
+    }
+
+    @Test(arguments: ["moe_seed0", "dense_tied"])
+    func packedEqualsUnpacked(_ name: String) throws {
+        let golden = try Golden(name), step = try golden.step()
+        let packed = try model(golden, dropout: 0, tile: 9, kept: 1)
+        let (loss, expected) = try gradients(packed, step)
+        // The sequences one by one, weighted by their share of the targets.
+        var lossSum = 0.0
+        var sums = expected.map { [Float](repeating: 0, count: $0.count) }
+        for s in 0..<step.sequenceCount {
+            let rows = step.offsets[s]..<step.offsets[s + 1]
+            let alone = PackedStep(
+                tokens: Array(step.tokens[rows]), targets: Array(step.targets[rows]),
+                positions: Array(step.positions[rows]), offsets: [0, rows.count])
+            let apart = try model(golden, dropout: 0, tile: 9, kept: 1)
+            let (part, gradients) = try gradients(apart, alone)
+            lossSum += part * Double(alone.targetCount)
+            let share = Float(alone.targetCount) / Float(step.targetCount)
+            for i in sums.indices { for j in sums[i].indices { sums[i][j] += share * gradients[i][j] } }
+        }
+        #expect(abs(lossSum / Double(step.targetCount) - loss) < 1e-6 * loss)
+        for i in sums.indices { expectClose(expected[i], sums[i], relative: 2e-5, packed.parameters[i].name) }
+    }
+
+    @Test func sameSeedSameBytesWithAnyThreads() throws {
+        let golden = try Golden("moe_seed2"), step = try golden.step()
+        let first = try gradients(try model(golden, tile: 8, kept: 1, threads: 1), step)
+        for threads in [1, 2, 3] {
+            let again = try gradients(try model(golden, tile: 8, kept: 1, threads: threads), step)
+            #expect(again.loss == first.loss)
+            #expect(again.gradients == first.gradients)
+        }
+    }
+
+    @Test func dropoutIsThereAndChangesWithTheStep() throws {
+        let golden = try Golden("moe_seed0"), step = try golden.step()
+        let model = try model(golden, dropout: 0.5, tile: 24, kept: 0)
+        let evaluated = try model.evaluate(step).loss
+        let third = try model.trainStep(step, index: 3).loss, fourth = try model.trainStep(step, index: 4).loss
+        #expect(third != evaluated && third != fourth)
+        #expect(try model.trainStep(step, index: 3).loss == third)
+    }
+
+    @Test func aGradientOfEveryAdapterByDifferences() throws {
+        // With dropout on: the masks of forward and backward must be the same ones.
+        let golden = try Golden("moe_first_dense"), step = try golden.step()
+        let model = try model(golden, dropout: 0.3, tile: 10, kept: 1)
+        _ = try model.trainStep(step, index: 7)
+        let gradients = model.parameters.map { model.floats($0.gradient) }
+        for (i, p) in model.parameters.enumerated() {
+            let size = gradients[i].reduce(0) { max($0, $1.magnitude) }
+            guard let j = gradients[i].firstIndex(where: { $0.magnitude == size }), size > 1e-4 else { continue }
+            var values = model.floats(p.value)
+            let original = values[j], h: Float = 1e-2
+            var loss: [Double] = []
+            for side: Float in [1, -1] {
+                values[j] = original + side * h
+                model.upload(values, into: p.value)
+                loss.append(try model.trainStep(step, index: 7).loss)
+            }
+            values[j] = original
+            model.upload(values, into: p.value)
+            let numeric = Float((loss[0] - loss[1]) / (2 * Double(h)))
+            #expect(
+                (numeric - gradients[i][j]).magnitude < 0.03 * size + 1e-4, "\(p.name): \(numeric), \(gradients[i][j])")
+        }
+    }
+}
