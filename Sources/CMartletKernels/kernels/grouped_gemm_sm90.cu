@@ -283,22 +283,21 @@ __device__ __forceinline__ float differentiate(u32& gates, u32& ups, u32& dact, 
 }
 
 /// The warp's 16 rows of `act` hold dact (finish_rows, just now, still in the cache); 24 lanes take 8 columns each of a row,
-/// and of four rows at a time. In the accumulator's layout this needed more registers than there are.
+/// of four rows at a time. In the accumulator's layout this needed more registers than there are.
 __device__ __forceinline__ void finish_dact(
     int row, int count, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up, bf16* act,
     float* partial) {
     constexpr int batch = 4;
     const int lane = lane_id(), at = column + lane * 8;
     const bool inside = lane < 24 && at < INNER;
+    const float row_weight = weights[order[row + min(lane % 16, count - 1)]];
     __syncwarp();
 #pragma unroll 1
     for (int first = 0; first < min(count, 16); first += batch) {
         Vector gate[batch], up[batch], unit[batch];
-        float weight[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             const u64 r = row + min(first + i, count - 1);
-            weight[i] = weights[order[r]];
             gate[i] = up[i] = unit[i] = Vector{0, 0, 0, 0};
             if (!inside) continue;
             gate[i] = *(const Vector*)(gate_up + r * 2 * INNER + at);
@@ -308,10 +307,11 @@ __device__ __forceinline__ void finish_dact(
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             const u64 r = row + first + i;
-            float sum = differentiate(gate[i].x, up[i].x, unit[i].x, weight[i]);
-            sum += differentiate(gate[i].y, up[i].y, unit[i].y, weight[i]);
-            sum += differentiate(gate[i].z, up[i].z, unit[i].z, weight[i]);
-            sum += differentiate(gate[i].w, up[i].w, unit[i].w, weight[i]);
+            const float weight = __shfl_sync(0xffffffffu, row_weight, first + i);
+            float sum = differentiate(gate[i].x, up[i].x, unit[i].x, weight);
+            sum += differentiate(gate[i].y, up[i].y, unit[i].y, weight);
+            sum += differentiate(gate[i].z, up[i].z, unit[i].z, weight);
+            sum += differentiate(gate[i].w, up[i].w, unit[i].w, weight);
 #pragma unroll
             for (int d = 1; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
             if (first + i >= min(count, 16)) continue;
