@@ -75,7 +75,8 @@ extension CPUBackend {
             waiting.subtract(1, ordering: .relaxed)
             let patience = ContinuousClock.now + .milliseconds(20)
             while waiting.load(ordering: .relaxed) > 0, ContinuousClock.now < patience {}
-            product(rows, columns, depth, Operand(a, depth), Operand(b, columns), into: c + task * rows * columns, columns)
+            product(
+                rows, columns, depth, Operand(a, depth), Operand(b, columns), into: c + task * rows * columns, columns)
         }
     }
 

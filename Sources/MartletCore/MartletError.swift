@@ -17,7 +17,8 @@ public struct MartletError: Error, CustomStringConvertible, Sendable, Equatable 
     public var remedy: String?
 
     /// Creates an error; everything but the problem may be left out where it would only repeat it.
-    public init(_ problem: String, in location: String? = nil, because reason: String? = nil, fix remedy: String? = nil) {
+    public init(_ problem: String, in location: String? = nil, because reason: String? = nil, fix remedy: String? = nil)
+    {
         self.problem = problem
         self.location = location
         self.reason = reason
@@ -36,7 +37,11 @@ public struct MartletError: Error, CustomStringConvertible, Sendable, Equatable 
     /// The same error, placed in `location` when it did not know its own place.
     package func at(_ location: String) -> MartletError {
         var copy = self
-        if copy.location == nil { copy.location = location } else { copy.location = "\(location), \(copy.location ?? "")" }
+        if copy.location == nil {
+            copy.location = location
+        } else {
+            copy.location = "\(location), \(copy.location ?? "")"
+        }
         return copy
     }
 }

@@ -24,7 +24,8 @@ extension Model {
     package func load(_ adapter: Adapter) throws(MartletError) {
         guard let settings = settings.adapter, settings.scale == LoRASettings(adapter).scale else {
             throw MartletError(
-                "the adapter does not fit the run", because: "its rank, alpha or rsLoRA differ from the model's settings",
+                "the adapter does not fit the run",
+                because: "its rank, alpha or rsLoRA differ from the model's settings",
                 fix: "load it under its own settings")
         }
         for weight in adapter.matrices.keys where adapterTensors(on: weight) == nil {

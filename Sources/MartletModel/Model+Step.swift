@@ -167,7 +167,9 @@ extension Model {
     /// The load-balancing loss, E * sum of f_e P_e pooled over all sparse layers and tokens (Fedus et al. 2021; f_e sums
     /// to K), and the z loss, the mean of logSumExp^2 (Zoph et al. 2022): their values, and their gradients' factors.
     private func prepareAuxiliary(_ step: PackedStep, _ outcome: inout StepOutcome) -> Float? {
-        guard settings.trainsRouter, let E = configuration.experts?.expertCount, routerSums.rowCount > 0 else { return nil }
+        guard settings.trainsRouter, let E = configuration.experts?.expertCount, routerSums.rowCount > 0 else {
+            return nil
+        }
         let sums = routerSums
         routerSums = RouterSums()
         let rows = Double(sums.rowCount)

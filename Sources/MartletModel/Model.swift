@@ -61,6 +61,7 @@ package final class Model {
     private func readWeights() throws(MartletError) {
         for (weight, tensor) in memory.outerWeights { try checkpoint.read(weight, into: tensor, using: backend) }
         for parameter in wholes.values { try checkpoint.read(parameter.weight, into: parameter.value, using: backend) }
+        checkpoint.tensors.releasePages()
         for parameter in parameters {
             backend.zero(parameter.firstMoment)
             backend.zero(parameter.secondMoment)
@@ -136,6 +137,7 @@ package final class Model {
                 try checkpoint.read(
                     weight, into: tensor, using: backend, checksValues: !checkedLayers.contains(index))
             }
+            checkpoint.tensors.releasePages()
             checkedLayers.insert(index)
             layerInSlot[slotIndex] = index
         }

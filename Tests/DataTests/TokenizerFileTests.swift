@@ -105,7 +105,7 @@ struct TokenizerFileTests {
         for seed in TokenizerFileTests.seeds { _ = try Tokenizer(json: seed) }
         var random = Generator(state: 20)
         var loaded = 0
-        for round in 0..<2400 {
+        for round in 0..<4800 {
             let base = TokenizerFileTests.seeds[round % TokenizerFileTests.seeds.count]
             var json = base
             if round % 3 == 0 {

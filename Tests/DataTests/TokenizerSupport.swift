@@ -14,9 +14,9 @@ enum SmallTokenizer {
             "type": "BPE", "vocab": .object(vocabulary),
             "merges": .array(merges.map { .array($0.map { .string($0) }) }),
         ]
-        for (key, value) in model { bpe[key] = value }
+        for (key, value) in model.sorted(by: { $0.key < $1.key }) { bpe[key] = value }
         var file: JSONObject = ["version": "1.0", "model": .object(bpe)]
-        for (key, value) in parts { file[key] = value }
+        for (key, value) in parts.sorted(by: { $0.key < $1.key }) { file[key] = value }
         return .object(file)
     }
 

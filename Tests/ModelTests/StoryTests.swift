@@ -107,7 +107,8 @@ import Testing
             values[j] = original
             model.upload(values, into: p.value)
             let numeric = Float((loss[0] - loss[1]) / (2 * Double(h)))
-            #expect((numeric - gradients[i][j]).magnitude < 0.03 * size + 1e-4, "\(p.name): \(numeric), \(gradients[i][j])")
+            #expect(
+                (numeric - gradients[i][j]).magnitude < 0.03 * size + 1e-4, "\(p.name): \(numeric), \(gradients[i][j])")
         }
     }
 }

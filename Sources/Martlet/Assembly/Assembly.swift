@@ -87,7 +87,7 @@ package struct Assembly {
         let data: AssembledData
         let plan: ExecutionPlan
         let memory: MemoryPlan
-        /// Bytes that the plan may use.
+        /// Bytes that the whole process may use.
         let limit: Int
         /// What will be trained; without memory.
         let parameters: [Parameter]
@@ -99,11 +99,15 @@ package struct Assembly {
     func prepare(_ text: ModelText) throws(MartletError) -> Prepared {
         let checkpoint = try openCheckpoint(), configuration = checkpoint.configuration
         let settings = try settings(configuration), backend = CPUBackend(threads: recipe.threads)
-        let data = try AssembledData(recipe, text), limit = recipe.memoryLimit ?? Machine.plannableMemory
+        let data = try AssembledData(recipe, text)
         let planner = Planner(configuration, settings, backend)
+        // A measure of any plan has the backend take its own buffers, so that they count in the process.
+        _ = planner.byteCount(ExecutionPlan(stepTokens: 1, tileTokens: 1, maximumLength: 2))
+        let process = ProcessMemory.residentByteCount
+        let limit = recipe.memoryLimit ?? process + Machine.plannableMemory
         let plan = try planner.plan(
             stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
-            tileTokens: recipe.tileTokens, limit: limit)
+            tileTokens: recipe.tileTokens, limit: max(0, limit - process))
         let parameters = planner.parameters
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(

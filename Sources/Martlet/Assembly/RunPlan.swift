@@ -10,7 +10,7 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var arenaByteCount: Int
     /// Bytes that this process has resident with tokenizer and dataset loaded, measured.
     public var processByteCount: Int
-    /// Bytes that the arena may take.
+    /// Bytes that the whole process may take.
     public var limitByteCount: Int
     /// Bytes of the checkpoint, which is mapped: pages that the system takes back when it needs them.
     public var mappedByteCount: Int

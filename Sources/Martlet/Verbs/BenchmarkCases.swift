@@ -27,7 +27,7 @@ struct OpSizes {
 }
 
 /// One op at one shape, ready to run again and again.
-struct OpCase {
+struct TimedOp {
     var name: String
     var shape: String
     var flops: Double
@@ -36,11 +36,11 @@ struct OpCase {
 }
 
 /// Memory and cases of the benchmark of ops.
-struct OpBench {
+struct TimedOps {
     private let backend: any Backend
     private let s: OpSizes
     private let arena: Arena
-    private(set) var cases: [OpCase] = []
+    private(set) var cases: [TimedOp] = []
     private let large: [Tensor]
 
     init(_ backend: any Backend, _ sizes: OpSizes) throws(MartletError) {
@@ -60,7 +60,7 @@ struct OpBench {
     /// GFLOP/s of a matrix product of 1024 cubed, and GB/s of an addition far larger than the caches.
     func peaks() throws(MartletError) -> (gigaflops: Double, gigabytes: Double) {
         let add = median { backend.add(large[0], adding: large[1]) }
-        return (try OpBench.gemmPeak(backend), 3 * Double(large[0].byteCount) / add / 1e6)
+        return (try TimedOps.gemmPeak(backend), 3 * Double(large[0].byteCount) / add / 1e6)
     }
 
     /// GFLOP/s of a matrix product of 1024 cubed alone.
@@ -75,89 +75,89 @@ struct OpBench {
 
     private func size(_ tensors: Tensor...) -> Double { tensors.reduce(0) { $0 + Double($1.byteCount) } }
 
-    private func embeddingCases(_ t: OpTensors) -> [OpCase] {
+    private func embeddingCases(_ t: OpTensors) -> [TimedOp] {
         [
-            OpCase(name: "embedding", shape: "T \(s.T) H \(s.H)", flops: 0, bytes: 2 * size(t.x)) {
+            TimedOp(name: "embedding", shape: "T \(s.T) H \(s.H)", flops: 0, bytes: 2 * size(t.x)) {
                 backend.embedding(t.ids, t.table, into: t.y)
             }
         ]
     }
 
-    private func normCases(_ t: OpTensors) -> [OpCase] {
+    private func normCases(_ t: OpTensors) -> [TimedOp] {
         let shape = "T \(s.T) H \(s.H)", count = Double(s.T * s.H)
         return [
-            OpCase(name: "rmsNorm", shape: shape, flops: 4 * count, bytes: 2 * size(t.x)) {
+            TimedOp(name: "rmsNorm", shape: shape, flops: 4 * count, bytes: 2 * size(t.x)) {
                 backend.rmsNorm(t.x, t.norm, epsilon: 1e-6, into: t.y)
             },
-            OpCase(name: "rmsNormBackward", shape: shape, flops: 10 * count, bytes: 4 * size(t.x)) {
+            TimedOp(name: "rmsNormBackward", shape: shape, flops: 10 * count, bytes: 4 * size(t.x)) {
                 backend.zero(t.dx)
                 backend.rmsNormBackward(t.x, t.norm, epsilon: 1e-6, t.dy, adding: t.dx, accumulating: nil)
             },
         ]
     }
 
-    private func linearCases(_ t: OpTensors) -> [OpCase] {
+    private func linearCases(_ t: OpTensors) -> [TimedOp] {
         let plain = Linear(weight_OI: t.weight)
         let adapted = Linear(weight_OI: t.weight, adapter: t.adapter)
         let O = t.weight.shape[0], shape = "T \(s.T) I \(s.H) O \(O)"
         let product = 2 * Double(s.T * s.H * O), low = 2 * Double(s.T * s.A * (s.H + O))
         let bytes = size(t.x, t.weight, t.wide)
         return [
-            OpCase(name: "linear", shape: shape, flops: product, bytes: bytes) {
+            TimedOp(name: "linear", shape: shape, flops: product, bytes: bytes) {
                 backend.linear(t.x, plain, firstRow: 0, into: t.wide, adds: false)
             },
-            OpCase(name: "linear", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
+            TimedOp(name: "linear", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
                 backend.linear(t.x, adapted, firstRow: 0, into: t.wide, adds: false)
             },
-            OpCase(name: "linearBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
+            TimedOp(name: "linearBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
                 backend.linearBackward(t.x, adapted, firstRow: 0, t.wide, into: t.dx, adds: false)
             },
         ]
     }
 
-    private func rotateCases(_ t: OpTensors) -> [OpCase] {
+    private func rotateCases(_ t: OpTensors) -> [TimedOp] {
         let shape = "T \(s.T) N \(s.Q) D \(s.D)", norm = HeadNorm(weight_D: t.headNorm, epsilon: 1e-6)
         let count = Double(s.T * s.Q * s.D)
         return [
-            OpCase(name: "rotate", shape: shape, flops: 7 * count, bytes: 2 * size(t.q)) {
+            TimedOp(name: "rotate", shape: shape, flops: 7 * count, bytes: 2 * size(t.q)) {
                 backend.rotate(t.q, norm, t.rope, t.positions, into: t.o)
             },
-            OpCase(name: "rotateBackward", shape: shape, flops: 14 * count, bytes: 3 * size(t.q)) {
+            TimedOp(name: "rotateBackward", shape: shape, flops: 14 * count, bytes: 3 * size(t.q)) {
                 backend.rotateBackward(t.q, norm, t.rope, t.positions, t.dO, into: t.dq)
             },
         ]
     }
 
     /// Causal: half of the square of scores is computed, 2 products forward and 5 backward.
-    private func attentionCases(_ t: OpTensors) -> [OpCase] {
+    private func attentionCases(_ t: OpTensors) -> [TimedOp] {
         let span = [AttentionSpan(queryStart: 0, queryCount: s.T, keyStart: 0, keyCount: s.T)]
         let scale = 1 / Float(s.D).squareRoot(), shape = "T \(s.T) Q \(s.Q) G \(s.G) D \(s.D)"
         let product = Double(s.T) * Double(s.T) * Double(s.Q * s.D), bytes = size(t.q, t.k, t.v, t.o)
         return [
-            OpCase(name: "attention", shape: shape, flops: 2 * product, bytes: bytes) {
+            TimedOp(name: "attention", shape: shape, flops: 2 * product, bytes: bytes) {
                 backend.attention(t.q, t.k, t.v, span, scale: scale, into: t.o, logSumExp_TQ: t.logSumExp)
             },
-            OpCase(name: "attentionBackward", shape: shape, flops: 5 * product, bytes: 2 * bytes) {
+            TimedOp(name: "attentionBackward", shape: shape, flops: 5 * product, bytes: 2 * bytes) {
                 backend.attentionBackward(
                     t.q, t.k, t.v, t.o, t.logSumExp, t.dO, span, scale: scale, into: t.dq, adding: t.dk, t.dv)
             },
         ]
     }
 
-    private func routerCases(_ t: OpTensors) -> [OpCase] {
+    private func routerCases(_ t: OpTensors) -> [TimedOp] {
         let options = RouterOptions(expertsPerToken: s.K, normalizesTopK: true), shape = "T \(s.T) E \(s.E) K \(s.K)"
         backend.route(t.logits, options, into: t.routing)
         return [
-            OpCase(name: "route", shape: shape, flops: 0, bytes: 2 * size(t.logits)) {
+            TimedOp(name: "route", shape: shape, flops: 0, bytes: 2 * size(t.logits)) {
                 backend.route(t.logits, options, into: t.routing)
             },
-            OpCase(name: "routeBackward", shape: shape, flops: 0, bytes: 2 * size(t.logits)) {
+            TimedOp(name: "routeBackward", shape: shape, flops: 0, bytes: 2 * size(t.logits)) {
                 backend.routeBackward(t.routing, options, t.dweight, nil, into: t.dlogits)
             },
         ]
     }
 
-    private func expertCases(_ t: OpTensors) -> [OpCase] {
+    private func expertCases(_ t: OpTensors) -> [TimedOp] {
         let plain = Experts(gateUp_EFH: t.gateUp, down_EHF: t.down)
         let adapted = Experts(
             gateUp_EFH: t.gateUp, down_EHF: t.down, gateUpAdapter: t.gateUpAdapter, downAdapter: t.downAdapter)
@@ -170,46 +170,46 @@ struct OpBench {
         }
         forward(plain)
         return [
-            OpCase(name: "experts", shape: shape, flops: product, bytes: bytes) { forward(plain) },
-            OpCase(name: "experts", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
+            TimedOp(name: "experts", shape: shape, flops: product, bytes: bytes) { forward(plain) },
+            TimedOp(name: "experts", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
                 forward(adapted)
             },
-            OpCase(name: "expertsBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
+            TimedOp(name: "expertsBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
                 backend.expertsBackward(
                     t.x, t.routing, adapted, firstRow: 0, t.hiddenRows, t.dy, adding: t.dx, into: t.dweight)
             },
         ]
     }
 
-    private func swiGLUCases(_ t: OpTensors) -> [OpCase] {
+    private func swiGLUCases(_ t: OpTensors) -> [TimedOp] {
         let shape = "T \(s.T) F \(t.gate.shape[1])", count = Double(t.gate.count)
         return [
-            OpCase(name: "swiGLU", shape: shape, flops: 4 * count, bytes: 3 * size(t.gate)) {
+            TimedOp(name: "swiGLU", shape: shape, flops: 4 * count, bytes: 3 * size(t.gate)) {
                 backend.swiGLU(t.gate, t.up, into: t.inner)
             },
-            OpCase(name: "swiGLUBackward", shape: shape, flops: 10 * count, bytes: 5 * size(t.gate)) {
+            TimedOp(name: "swiGLUBackward", shape: shape, flops: 10 * count, bytes: 5 * size(t.gate)) {
                 backend.swiGLUBackward(t.gate, t.up, t.inner, into: t.dgate, t.dup)
             },
         ]
     }
 
-    private func lossCases(_ t: OpTensors) -> [OpCase] {
+    private func lossCases(_ t: OpTensors) -> [TimedOp] {
         let product = 2 * Double(s.T * s.H) * Double(s.V), shape = "T \(s.T) H \(s.H) V \(s.V)"
         return [
-            OpCase(name: "crossEntropy", shape: shape, flops: product, bytes: size(t.x, t.table)) {
+            TimedOp(name: "crossEntropy", shape: shape, flops: product, bytes: size(t.x, t.table)) {
                 backend.crossEntropy(t.x, t.table, t.ids, gradientScale: nil, into: t.loss, nil, accumulating: nil)
             },
-            OpCase(name: "crossEntropy", shape: shape + " + dx", flops: 2 * product, bytes: size(t.x, t.x, t.table)) {
+            TimedOp(name: "crossEntropy", shape: shape + " + dx", flops: 2 * product, bytes: size(t.x, t.x, t.table)) {
                 backend.crossEntropy(t.x, t.table, t.ids, gradientScale: 1, into: t.loss, t.dx, accumulating: nil)
             },
         ]
     }
 
-    private func optimizerCases(_ t: OpTensors) -> [OpCase] {
+    private func optimizerCases(_ t: OpTensors) -> [TimedOp] {
         let p = t.optimized, n = Double(p[0].count), shape = "N \(p[0].count)"
         return [
-            OpCase(name: "sumOfSquares", shape: shape, flops: 2 * n, bytes: 4 * n) { _ = backend.sumOfSquares(p[1]) },
-            OpCase(name: "adamW", shape: shape, flops: 12 * n, bytes: 28 * n) {
+            TimedOp(name: "sumOfSquares", shape: shape, flops: 2 * n, bytes: 4 * n) { _ = backend.sumOfSquares(p[1]) },
+            TimedOp(name: "adamW", shape: shape, flops: 12 * n, bytes: 28 * n) {
                 backend.adamW(p[0], p[1], p[2], p[3], AdamWSettings(), step: 1, learningRate: 1e-6, gradientScale: 1)
             },
         ]

@@ -71,7 +71,7 @@ public struct OpBenchmark: Sendable {
                 fix: "give for example 512")
         }
         let backend = CPUBackend(threads: threads)
-        let bench = try OpBench(backend, OpSizes(shapes, tokens: tokens))
+        let bench = try TimedOps(backend, OpSizes(shapes, tokens: tokens))
         for name in only where !bench.cases.contains(where: { $0.name == name }) {
             let names = bench.cases.map(\.name)
             throw MartletError(

@@ -2,7 +2,7 @@ internal import MartletCPU
 internal import MartletCore
 internal import MartletModel
 
-/// Whole LoRA steps: forward, backward and AdamW on one sequence of tokens, as a trainer does them.
+/// Whole LoRA steps: forward, backward and AdamW on random tokens, as a trainer does them.
 public struct StepBenchmark: Sendable, CustomStringConvertible {
     /// What to run.
     public struct Settings: Sendable {
@@ -14,6 +14,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var layers = 8
         /// Tokens to take; random ones if empty.
         public var tokens: [Int32] = []
+        /// Tokens of each packed sequence; 0: one sequence of all tokens.
+        public var sequenceLength = 0
         /// Tokens of the step.
         public var tokenCount = 1024
         /// Rank of the adapter on every projection and expert.
@@ -69,7 +71,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
 
     /// How the operations of a step are counted; recomputation is not, as is usual for MFU.
     public static let formula =
-        "T x (4 N_active + 6 N_lora) + 7 L T^2 Q D; N_active: matrix weights a token meets, without the embedding"
+        "T x (4 N_active + 6 N_lora) + 7 L Q D x the sum of S^2 over sequences; N_active: matrix weights a token meets, without the embedding"
 
     /// Runs the steps.
     public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
@@ -86,7 +88,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let modelSettings = ModelSettings(.lora, adapter: lora)
         let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
-            stepTokens: step.tokenCount, maximumLength: step.tokenCount, tileTokens: settings.tileTokens,
+            stepTokens: step.tokenCount,
+            maximumLength: settings.sequenceLength > 1 ? settings.sequenceLength : step.tokenCount,
+            tileTokens: settings.tileTokens,
             limit: settings.memoryLimit ?? ProcessMemory.availableByteCount * 9 / 10)
         // Before the model is made: measuring a plan again would take the backend's scratch memory away from it.
         let planned = planner.byteCount(plan), before = ProcessMemory.residentByteCount
@@ -96,7 +100,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
             tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count },
             stepSeconds: [],
-            losses: [], flops: c.stepFlops(tokens: step.tokenCount, rank: settings.rank), peakGigaflops: 0,
+            losses: [], flops: c.stepFlops(step, rank: settings.rank), peakGigaflops: 0,
             plannedByteCount: planned, processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice: "tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
@@ -111,7 +115,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         }
         result.peakByteCount = ProcessMemory.peakByteCount
         result.growthByteCount = result.peakByteCount - first
-        result.peakGigaflops = try OpBench.gemmPeak(backend)
+        result.peakGigaflops = try TimedOps.gemmPeak(backend)
         return result
     }
 
@@ -164,7 +168,11 @@ extension StepBenchmark.Settings {
             tokens.isEmpty
             ? (0..<tokenCount).map { _ in Int32(random.next() % UInt64(c.vocabularyCount)) }
             : Array(tokens.prefix(tokenCount))
-        step.append(ids, isTrained: ids.map { _ in true })
+        let length = sequenceLength > 1 ? sequenceLength : tokenCount
+        for start in stride(from: 0, to: ids.count, by: length) {
+            let sequence = Array(ids[start..<min(start + length, ids.count)])
+            step.append(sequence, isTrained: sequence.map { _ in true })
+        }
         return step
     }
 
@@ -208,14 +216,18 @@ extension ModelConfiguration {
     }
 
     /// Operations of a LoRA step, as ``StepBenchmark/formula`` says.
-    fileprivate func stepFlops(tokens: Int, rank: Int) -> Double {
+    fileprivate func stepFlops(_ step: PackedStep, rank: Int) -> Double {
         var active = 0.0, low = 0.0
         for weight in weights where !weight.isNorm && (weight != .embedding || tiesEmbeddings) {
             let shape = shape(of: weight), share = weight.isExperts ? Double(experts?.expertsPerToken ?? 0) : 1
             active += Double(shape[-1] * shape[-2]) * share
             if weight.isAdaptable { low += Double(rank * (shape[-1] + shape[-2])) * share }
         }
-        let T = Double(tokens), attention = 7 * Double(layerCount) * T * T * Double(queryHeadCount * headSize)
+        let T = Double(step.tokenCount)
+        let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) {
+            $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0))
+        }
+        let attention = 7 * Double(layerCount) * squares * Double(queryHeadCount * headSize)
         return T * (4 * active + 6 * low) + attention
     }
 }

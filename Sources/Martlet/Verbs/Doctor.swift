@@ -83,7 +83,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
     private static func isSame(_ path: String, _ piece: [UInt8], _ pieces: Int) throws(MartletError) -> Bool {
         let bytes = try FileSystem.read(path)
         guard bytes.count == piece.count * pieces else { return false }
-        return (0..<pieces).allSatisfy { bytes[$0 * piece.count..<($0 + 1) * piece.count].elementsEqual(piece) }
+        return (0..<pieces).allSatisfy { Array(bytes[$0 * piece.count..<($0 + 1) * piece.count]) == piece }
     }
 
     // MARK: The arithmetic

@@ -137,7 +137,8 @@ func inspectAdapter(_ folder: String, model: String?) throws(MartletError) -> In
     let lines = [
         [
             "adapter",
-            "LoRA r \(rank), alpha \(fixed(alpha, alpha == alpha.rounded() ? 0 : 2))" + (config["use_rslora"]?.bool == true ? ", rank-stabilised" : ""),
+            "LoRA r \(rank), alpha \(fixed(alpha, alpha == alpha.rounded() ? 0 : 2))"
+                + (config["use_rslora"]?.bool == true ? ", rank-stabilised" : ""),
         ],
         ["base model", base.isEmpty ? "not recorded" : base], ["layout", layout],
         ["targets", (modules + parameters).joined(separator: ", ")],

@@ -46,7 +46,8 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Folder of a model.") var model: String?
         @Option(help: "Without --model: a random model of this shape: wide, fine, 30b.") var preset = ShapesName.wide
         @Option(help: "Layers of the random model.") var layers = 8
-        @Option(help: "Tokens of a step, one sequence.") var tokens = 1024
+        @Option(help: "Tokens of a step.") var tokens = 1024
+        @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
         @Option(help: "Rank of the adapter.") var rank = 16
         @Option(help: "Steps measured.") var steps = 5
@@ -62,6 +63,7 @@ struct BenchCommand: ParsableCommand {
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
             (settings.threads, settings.tileTokens) = (threads, tileTokens)
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
+            settings.sequenceLength = sequenceLength
             if let tokensFile { try settings.readTokens(tokensFile) }
             let result = try StepBenchmark.run(settings)
             Terminal.say(json ? result.json : result.description)

@@ -44,7 +44,8 @@ package protocol Backend: AnyObject {
     /// `firstRow` is the tile's first token in the step: dropout depends on it and not on the tiling.
     func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, adds: Bool)
     /// dx (+)= dy W + ...; dA, dB, dW, db accumulate where the layer has them. `dx_TI` nil: not wanted.
-    func linearBackward(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool)
+    func linearBackward(
+        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool)
 
     // MARK: Attention
 
@@ -77,7 +78,8 @@ package protocol Backend: AnyObject {
     /// Leaves the pre-activations in `gateUp_RF`, rows in the routing's order, for the backward pass; with `y_TH` nil
     /// only those are made.
     func experts(
-        _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor, adding y_TH: Tensor?)
+        _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
+        adding y_TH: Tensor?)
     /// The gradient of the routing weights overwrites `dweight_TK`; adapters' and weights' gradients accumulate.
     func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,

@@ -8,7 +8,8 @@ package struct Linear: Sendable {
     package var dbias_O: Tensor?
 
     package init(
-        weight_OI: Tensor, bias_O: Tensor? = nil, adapter: LoRA? = nil, dweight_OI: Tensor? = nil, dbias_O: Tensor? = nil
+        weight_OI: Tensor, bias_O: Tensor? = nil, adapter: LoRA? = nil, dweight_OI: Tensor? = nil,
+        dbias_O: Tensor? = nil
     ) {
         self.weight_OI = weight_OI
         self.bias_O = bias_O

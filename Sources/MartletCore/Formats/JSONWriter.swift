@@ -8,7 +8,8 @@ extension JSON {
         package var sortsKeys = false
 
         package init(
-            indent: Int? = nil, itemSeparator: String? = nil, keySeparator: String = ": ", escapesNonASCII: Bool = false,
+            indent: Int? = nil, itemSeparator: String? = nil, keySeparator: String = ": ",
+            escapesNonASCII: Bool = false,
             sortsKeys: Bool = false
         ) {
             self.indent = indent
@@ -32,10 +33,13 @@ extension JSON {
         case .null: out += "null"
         case .bool(let value): out += value ? "true" : "false"
         case .integer(let value): out += String(value)
-        case .number(let value): out += value.isNaN ? "NaN" : value.isInfinite ? (value < 0 ? "-Infinity" : "Infinity") : "\(value)"
+        case .number(let value):
+            out += value.isNaN ? "NaN" : value.isInfinite ? (value < 0 ? "-Infinity" : "Infinity") : "\(value)"
         case .string(let value): JSON.quote(value, style, to: &out)
         case .array(let items):
-            JSON.list("[", "]", items, to: &out, style, level) { item, out in item.write(to: &out, style, level: level + 1) }
+            JSON.list("[", "]", items, to: &out, style, level) { item, out in
+                item.write(to: &out, style, level: level + 1)
+            }
         case .object(let object):
             let members = style.sortsKeys ? object.sorted { $0.key < $1.key } : Array(object)
             JSON.list("{", "}", members, to: &out, style, level) { member, out in

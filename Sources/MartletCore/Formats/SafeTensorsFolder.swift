@@ -5,6 +5,7 @@ package final class SafeTensorsFolder: Sendable {
     /// By file, then in the order of their bytes.
     package let tensors: [HostTensor]
     private let index: [String: Int]
+    private let files: [MappedFile]
 
     package init(_ folder: String, base: String = "model") throws(MartletError) {
         path = folder
@@ -18,6 +19,13 @@ package final class SafeTensorsFolder: Sendable {
             throw missing(base, in: folder)
         }
         index = Dictionary(tensors.enumerated().map { ($1.name, $0) }) { first, _ in first }
+        files = tensors.reduce(into: []) { if $0.last !== $1.file { $0.append($1.file) } }
+    }
+
+    /// Gives the memory of all that was read back to the system, until it is touched again. (The system maps neighbours of
+    /// what is touched, so giving back single tensors is not enough.)
+    package func releasePages() {
+        for file in files { file.releasePages(of: 0..<file.byteCount) }
     }
 
     package subscript(name: String) -> HostTensor? { index[name].map { tensors[$0] } }

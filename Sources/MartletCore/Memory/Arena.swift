@@ -41,7 +41,8 @@ package final class Arena {
     /// The next free piece of memory of this shape, 256-byte aligned.
     package func carve(_ shape: Shape, _ dtype: DType = .float32, for row: Row) -> Tensor {
         let size = roundUp(shape.count * dtype.byteCount, to: 256)
-        precondition(byteCount + size <= capacity, "arena overrun: the run carves more than it planned (\(row), \(shape))")
+        precondition(
+            byteCount + size <= capacity, "arena overrun: the run carves more than it planned (\(row), \(shape))")
         defer {
             byteCount += size
             rows[row, default: 0] += size

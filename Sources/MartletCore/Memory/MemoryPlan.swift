@@ -35,5 +35,6 @@ package func fixed(_ value: Double, _ decimals: Int) -> String {
     let whole = Int(scaled) / Int(scale), part = Int(scaled) % Int(scale)
     let digits = String(part)
     let sign = value < 0 && scaled != 0 ? "-" : ""
-    return sign + String(whole) + (decimals == 0 ? "" : "." + String(repeating: "0", count: decimals - digits.count) + digits)
+    return sign + String(whole)
+        + (decimals == 0 ? "" : "." + String(repeating: "0", count: decimals - digits.count) + digits)
 }

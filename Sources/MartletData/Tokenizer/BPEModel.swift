@@ -80,7 +80,7 @@ final class BPEModel: @unchecked Sendable {
         return BPESeams(list, unitsAreBytes: unitsAreBytes) { opaque.contains($0) ? nil : texts[Int($0)] }
     }
 
-    /// Appends the ids of a piece (UTF-8, or any bytes if units are bytes), which begins at `start` of the context's text.
+    /// Appends the ids of a piece (UTF-8, or any bytes if units are bytes). It begins at `start` of the text in hand.
     func encode(_ piece: UnsafePointer<UInt8>, _ count: Int, at start: Int, in context: EncodingContext) {
         if count == 0 { return }
         if let seams, count >= BPEModel.shortestCut {

@@ -4,7 +4,8 @@ package import MartletCore
 package enum BPETrainer {
     /// The split pattern of Qwen's tokenizers.
     static let qwenPattern =
-        #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
+        #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"#
+        + #"|\s+(?!\S)|\s+"#
 
     /// Learns merges from texts; returns a whole `tokenizer.json`. The same texts give the same tokenizer.
     ///
@@ -21,7 +22,8 @@ package enum BPETrainer {
             throw MartletError(
                 "a vocabulary of \(vocabularyCount) tokens cannot be trained",
                 because:
-                    "256 bytes and \(specialTokens.count) special tokens are in it; the most is \(Vocabulary.highestID)",
+                    "256 bytes and \(specialTokens.count) special tokens are in it; the most is "
+                    + "\(Vocabulary.highestID)",
                 fix: "ask for at least \(256 + specialTokens.count) tokens")
         }
         // Special tokens are cut out of the texts, so that no merge is learned from them.

@@ -66,7 +66,8 @@ struct Attention {
         let first = tile.firstRow
 
         backend.linearBackward(
-            saved.output_TQD.flattened, weights.output, firstRow: first, dy_TH, into: doutput_TQD.flattened, adds: false)
+            saved.output_TQD.flattened, weights.output, firstRow: first, dy_TH, into: doutput_TQD.flattened, adds: false
+        )
         backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
         backend.attentionBackward(
             rotated_TQD, rows.key_UGD, rows.value_UGD, saved.output_TQD, saved.logSumExp_TQ, doutput_TQD, tile.spans,
@@ -79,7 +80,8 @@ struct Attention {
         backend.linearBackward(x_TH, weights.query, firstRow: first, rotated_TQD.flattened, into: dx_TH, adds: false)
         backend.linearBackward(x_TH, weights.key, firstRow: first, dkey_TGD.flattened, into: dx_TH, adds: true)
         backend.linearBackward(
-            x_TH, weights.value, firstRow: first, gradients.value_UGD.rows(tile.rows).flattened, into: dx_TH, adds: true)
+            x_TH, weights.value, firstRow: first, gradients.value_UGD.rows(tile.rows).flattened, into: dx_TH, adds: true
+        )
     }
 }
 

@@ -91,9 +91,12 @@ package struct Planner {
     private func note(on row: Arena.Row, _ plan: ExecutionPlan) -> String? {
         let layers = configuration.layerCount
         return switch row {
-        case .weights: plan.keepsWeights ? "all layers decoded: it fits, so no pass decodes them again" : "embedding, head, norms"
+        case .weights:
+            plan.keepsWeights ? "all layers decoded: it fits, so no pass decodes them again" : "embedding, head, norms"
         case .layer: "layers take turns: all of them decoded would not fit"
-        case .hidden: settings.trains ? "\(layers + 1) x \(plan.stepTokens) tokens, and their gradient" : "\(plan.stepTokens) tokens"
+        case .hidden:
+            settings.trains
+                ? "\(layers + 1) x \(plan.stepTokens) tokens, and their gradient" : "\(plan.stepTokens) tokens"
         case .kept: "\(plan.keptLayers) of \(layers) layers keep activations, the others recompute"
         case .workspace: "tiles of \(plan.tileTokens) tokens"
         case .cache: "\(plan.stepTokens) tokens of context"

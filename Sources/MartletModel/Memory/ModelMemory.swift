@@ -26,7 +26,8 @@ final class ModelMemory {
     let logits_TV: Tensor
 
     init(
-        _ c: ModelConfiguration, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend, in arena: Arena
+        _ c: ModelConfiguration, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend,
+        in arena: Arena
     ) {
         let dtype = backend.computeDType
         let T = plan.stepTokens, L = c.layerCount, G = c.keyValueHeadCount, D = c.headSize
@@ -51,7 +52,8 @@ final class ModelMemory {
         hidden = (0..<(settings.trains ? L + 1 : 2)).map { _ in arena.carve([T, c.hiddenSize], dtype, for: .hidden) }
         dhidden_TH = settings.trains ? arena.carve([T, c.hiddenSize], dtype, for: .hidden) : nil
         func carveRows(_ row: Arena.Row) -> KeyValueRows {
-            KeyValueRows(key_UGD: arena.carve([T, G, D], dtype, for: row), value_UGD: arena.carve([T, G, D], dtype, for: row))
+            KeyValueRows(
+                key_UGD: arena.carve([T, G, D], dtype, for: row), value_UGD: arena.carve([T, G, D], dtype, for: row))
         }
         keyValueRows = (0..<(plan.caches ? L : 1)).map { _ in carveRows(plan.caches ? .cache : .workspace) }
         dkeyValueRows = settings.trains ? carveRows(.workspace) : nil
@@ -59,13 +61,18 @@ final class ModelMemory {
         let keptLayers = (L - plan.keptLayers)..<L
         kept = Dictionary(
             uniqueKeysWithValues: keptLayers.map {
-                ($0, SavedActivations(c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, in: arena, dtype))
+                (
+                    $0,
+                    SavedActivations(c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, in: arena, dtype)
+                )
             })
         let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })
         recomputed = Dictionary(
             uniqueKeysWithValues: [true, false].filter(kinds.contains).map {
                 let keyRows = settings.trains ? T : plan.tileTokens
-                return ($0, SavedActivations(c, isSparse: $0, plan: plan, keeps: false, keyRows: keyRows, in: arena, dtype))
+                return (
+                    $0, SavedActivations(c, isSparse: $0, plan: plan, keeps: false, keyRows: keyRows, in: arena, dtype)
+                )
             })
         workspace = Workspace(c, tile: plan.tileTokens, trains: settings.trains, in: arena, dtype)
         logits_TV = arena.carve([plan.logitRows, c.vocabularyCount], dtype, for: .workspace)

@@ -1,0 +1,38 @@
+#include "CMartletKernels.h"
+
+static const unsigned char common[] = {
+#embed "kernels/common.cuh"
+};
+static const unsigned char sm90[] = {
+#embed "kernels/sm90.cuh"
+};
+static const unsigned char routing[] = {
+#embed "kernels/routing.cu"
+};
+static const unsigned char grouped_gemm_sm90[] = {
+#embed "kernels/grouped_gemm_sm90.cu"
+};
+static const unsigned char combine[] = {
+#embed "kernels/combine.cu"
+};
+static const unsigned char lora_pack[] = {
+#embed "kernels/lora_pack.cu"
+};
+static const unsigned char lora_project[] = {
+#embed "kernels/lora_project.cu"
+};
+static const unsigned char lora_gradient[] = {
+#embed "kernels/lora_gradient.cu"
+};
+
+const MartletKernelSource martletKernelSources[] = {
+    {"common.cuh", common, sizeof common},
+    {"sm90.cuh", sm90, sizeof sm90},
+    {"routing.cu", routing, sizeof routing},
+    {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
+    {"combine.cu", combine, sizeof combine},
+    {"lora_pack.cu", lora_pack, sizeof lora_pack},
+    {"lora_project.cu", lora_project, sizeof lora_project},
+    {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+};
+const size_t martletKernelSourceCount = sizeof martletKernelSources / sizeof *martletKernelSources;
