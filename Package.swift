@@ -25,6 +25,9 @@ let package = Package(
         // Ground: the C header of zlib, linked statically.
         .systemLibrary(name: "CMartletSystem", providers: [.apt(["zlib1g-dev"])]),
 
+        // Ground: the CUDA sources, embedded as text for NVRTC.
+        .target(name: "CMartletKernels", exclude: ["kernels"]),
+
         // Floor 1: dtypes, tensors, arena, safetensors, random numbers, the Backend protocol, errors.
         .target(
             name: "MartletCore", swiftSettings: strict,
@@ -32,6 +35,7 @@ let package = Package(
 
         // Floor 2: the reference backend; the data.
         .target(name: "MartletCPU", dependencies: ["MartletCore"], swiftSettings: strict),
+        .target(name: "MartletCUDA", dependencies: ["MartletCore", "CMartletKernels"], swiftSettings: strict),
         .target(
             name: "MartletData", dependencies: ["MartletCore", "CMartletSystem"], swiftSettings: strict,
             linkerSettings: [.linkedLibrary(":libz.a")]),
@@ -71,5 +75,6 @@ let package = Package(
                 "Martlet", "MartletModel", "MartletData", "MartletCPU", "MartletCore", "MartletTestSupport",
             ],
             swiftSettings: strict),
-    ]
+    ],
+    cLanguageStandard: .c2x
 )

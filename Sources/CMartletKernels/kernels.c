@@ -25,7 +25,7 @@ static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
 };
 
-const MartletKernelSource martletKernelSources[] = {
+static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
     {"sm90.cuh", sm90, sizeof sm90},
     {"routing.cu", routing, sizeof routing},
@@ -35,4 +35,5 @@ const MartletKernelSource martletKernelSources[] = {
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
 };
-const size_t martletKernelSourceCount = sizeof martletKernelSources / sizeof *martletKernelSources;
+const MartletKernelSource *const martletKernelSources = sources;
+const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

@@ -9,5 +9,5 @@ typedef struct {
     size_t byteCount;
 } MartletKernelSource;
 
-extern const MartletKernelSource martletKernelSources[];
+extern const MartletKernelSource *const martletKernelSources;
 extern const size_t martletKernelSourceCount;

@@ -1,0 +1,38 @@
+package import MartletCore
+
+/// Training on one NVIDIA GPU: bfloat16 activations and frozen weights, float32 trained parameters and sums.
+///
+/// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
+/// same bytes.
+package final class CUDABackend {
+    package let computeDType: DType
+    package let name: String
+
+    let device: Device
+    let blas: BLAS
+    let staging: Staging
+    /// What `reserveScratch` carved; every op lays its temporaries out here anew.
+    var scratchMemory: Tensor?
+
+    /// `computeDType` is bfloat16, or float32 for checking.
+    package init(index: Int = 0, computeDType: DType = .bfloat16) throws(MartletError) {
+        precondition(computeDType == .bfloat16 || computeDType == .float32)
+        self.computeDType = computeDType
+        device = try Device(index: index)
+        blas = try BLAS(device)
+        staging = try Staging(device)
+        name = "\(device.name), \(computeDType == .bfloat16 ? "bf16" : "fp32")"
+    }
+
+    /// An empty layout over the scratch memory, for one op.
+    func scratch() -> Scratch { Scratch(scratchMemory) }
+
+    /// 1 where activations are bfloat16: the kernels' `-DHALF`.
+    var half: KernelDefine { KernelDefine("HALF", computeDType == .bfloat16 ? 1 : 0) }
+
+    /// Waits for the device; throws the first error since the last call.
+    package func finish() throws(MartletError) {
+        device.synchronize()
+        if let failure = device.takeFailure() { throw failure }
+    }
+}

@@ -1,0 +1,122 @@
+internal import CMartletKernels
+internal import MartletCore
+
+/// NVRTC: compiles the embedded sources for one architecture. Needs no GPU and no CUDA headers.
+struct Compiler: Sendable {
+    private typealias Program = OpaquePointer?
+    private typealias Strings = UnsafeMutablePointer<UnsafePointer<CChar>?>
+
+    private let create:
+        @convention(c) (
+            UnsafeMutablePointer<Program>, UnsafePointer<CChar>, UnsafePointer<CChar>, Int32, Strings, Strings
+        ) -> Int32
+    private let compileProgram: @convention(c) (Program, Int32, Strings) -> Int32
+    private let destroy: @convention(c) (UnsafeMutablePointer<Program>) -> Int32
+    private let getLogSize, getImageSize: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Int32
+    private let getLog, getImage: @convention(c) (Program, UnsafeMutablePointer<CChar>) -> Int32
+    /// "NVRTC 13.0"
+    let version: String
+
+    init() throws(MartletError) {
+        let library = try DynamicLibrary(
+            "NVRTC, NVIDIA's run-time compiler,", ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])
+        create = try library.symbol("nvrtcCreateProgram")
+        compileProgram = try library.symbol("nvrtcCompileProgram")
+        destroy = try library.symbol("nvrtcDestroyProgram")
+        getLogSize = try library.symbol("nvrtcGetProgramLogSize")
+        getLog = try library.symbol("nvrtcGetProgramLog")
+        getImageSize = try library.symbol("nvrtcGetCUBINSize")
+        getImage = try library.symbol("nvrtcGetCUBIN")
+        let getVersion: @convention(c) (UnsafeMutablePointer<Int32>, UnsafeMutablePointer<Int32>) -> Int32 =
+            try library.symbol("nvrtcVersion")
+        var major: Int32 = 0, minor: Int32 = 0
+        _ = getVersion(&major, &minor)
+        version = "NVRTC \(major).\(minor)"
+    }
+
+    /// A cubin of `file` for `architecture` ("sm_90a").
+    func compile(_ file: String, _ defines: [KernelDefine], architecture: String) throws(MartletError) -> [UInt8] {
+        guard let source = KernelSources.text[file] else {
+            throw MartletError("there is no kernel source '\(file)'", because: "it is not embedded", fix: "report this")
+        }
+        let headers = KernelSources.headers
+        let options =
+            ["--gpu-architecture=\(architecture)", "-std=c++17", "-default-device"]
+            + defines.map { "-D\($0.name)=\($0.value)" }
+        var program: Program = nil
+        let made = withStrings(headers.map(\.text)) { texts in
+            withStrings(headers.map(\.name)) { names in
+                create(&program, source, file, Int32(headers.count), texts, names)
+            }
+        }
+        guard made == 0 else { throw failure(file, options, "nvrtcCreateProgram gave \(made)") }
+        defer { _ = destroy(&program) }
+        let result = withStrings(options) { compileProgram(program, Int32(options.count), $0) }
+        guard result == 0 else { throw failure(file, options, log(program)) }
+        var size = 0
+        guard getImageSize(program, &size) == 0, size > 0 else { throw failure(file, options, "no cubin was made") }
+        return [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+            buffer.withMemoryRebound(to: CChar.self) { chars in
+                if let base = chars.baseAddress { _ = getImage(program, base) }
+            }
+            count = size
+        }
+    }
+
+    private func log(_ program: Program) -> String {
+        var size = 0
+        guard getLogSize(program, &size) == 0, size > 0 else { return "no log" }
+        var bytes = [CChar](repeating: 0, count: size)
+        _ = getLog(program, &bytes)
+        return String(decoding: bytes.map(UInt8.init(bitPattern:)).prefix { $0 != 0 }, as: UTF8.self)
+    }
+
+    private func failure(_ file: String, _ options: [String], _ reason: String) -> MartletError {
+        MartletError(
+            "a GPU kernel does not compile", in: "\(file) \(options.joined(separator: " "))", because: reason,
+            fix: "report this with the output of `martlet doctor`; 'device: cpu' does not need it")
+    }
+}
+
+private func withStrings<Result>(
+    _ strings: [String], _ body: (UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Result
+) -> Result {
+    let copies = strings.map { string -> UnsafeMutablePointer<CChar> in
+        let bytes = Array(string.utf8CString)
+        let copy = UnsafeMutablePointer<CChar>.allocate(capacity: bytes.count)
+        copy.initialize(from: bytes, count: bytes.count)
+        return copy
+    }
+    defer { copies.forEach { $0.deallocate() } }
+    var pointers = copies.map { UnsafePointer<CChar>?($0) } + [nil]
+    return pointers.withUnsafeMutableBufferPointer { buffer in
+        guard let base = buffer.baseAddress else { preconditionFailure("a list with an end is never empty") }
+        return body(base)
+    }
+}
+
+/// The sources that are embedded in the program.
+enum KernelSources {
+    /// By file name.
+    static let text: [String: String] = {
+        var text: [String: String] = [:]
+        for source in UnsafeBufferPointer(start: martletKernelSources, count: martletKernelSourceCount) {
+            text[String(cString: source.name)] = String(
+                decoding: UnsafeBufferPointer(start: source.text, count: source.byteCount), as: UTF8.self)
+        }
+        return text
+    }()
+    static let headers = text.filter { $0.key.hasSuffix(".cuh") }.sorted { $0.key < $1.key }
+        .map { (name: $0.key, text: $0.value) }
+}
+
+/// A compile-time constant of a kernel.
+struct KernelDefine: Hashable, Sendable {
+    var name: String
+    var value: Int
+
+    init(_ name: String, _ value: Int) {
+        self.name = name
+        self.value = value
+    }
+}

@@ -1,0 +1,207 @@
+internal import MartletCore
+
+/// One GPU: its context, its stream, its compiled kernels, and the first thing that went wrong on it.
+///
+/// Everything is queued on one stream, so ops follow each other in the order in which they are called. An error is kept
+/// in `failure`; from then on nothing is launched, and `CUDABackend.finish` throws it.
+final class Device {
+    let driver: Driver
+    let compiler: Compiler
+    let name: String
+    /// 90 for compute capability 9.0.
+    let capability: Int
+    let multiprocessorCount: Int
+    let totalByteCount: Int
+    let driverVersion: Int
+    let stream: Driver.Pointer
+    private(set) var failure: MartletError?
+    /// Kernels launched so far, library calls not counted.
+    private(set) var launchCount = 0
+    var profile: Profile?
+
+    private let cache: KernelCache
+    private var modules: [ModuleKey: Driver.Pointer] = [:]
+    private var kernels: [KernelKey: Kernel] = [:]
+
+    private struct ModuleKey: Hashable {
+        var file: String
+        var defines: [KernelDefine]
+    }
+    private struct KernelKey: Hashable {
+        var module: ModuleKey
+        var entry: String
+    }
+
+    init(index: Int = 0, cache: KernelCache = .standard) throws(MartletError) {
+        driver = try Driver()
+        compiler = try Compiler()
+        self.cache = cache
+        var count: Int32 = 0
+        _ = driver.deviceGetCount(&count)
+        guard index < count else {
+            throw MartletError(
+                "there is no GPU \(index)", because: "the NVIDIA driver sees \(count)",
+                fix: "check `nvidia-smi` and CUDA_VISIBLE_DEVICES; or train on the CPU with 'device: cpu'")
+        }
+        var device: Int32 = 0, context: Driver.Pointer = nil, stream: Driver.Pointer = nil
+        var results = [driver.deviceGet(&device, Int32(index)), driver.primaryContextRetain(&context, device)]
+        results.append(driver.contextSetCurrent(context))
+        let nonBlocking: UInt32 = 1
+        results.append(driver.streamCreate(&stream, nonBlocking))
+        if let bad = results.first(where: { $0 != 0 }) {
+            throw MartletError(
+                "GPU \(index) cannot be used", because: driver.text(of: bad),
+                fix: "check `nvidia-smi`: another process may hold the GPU exclusively")
+        }
+        self.stream = stream
+        let driver = driver
+        func attribute(_ number: Int32) -> Int {
+            var value: Int32 = 0
+            _ = driver.deviceGetAttribute(&value, number, device)
+            return Int(value)
+        }
+        capability = attribute(75) * 10 + attribute(76)
+        multiprocessorCount = attribute(16)
+        var label = [CChar](repeating: 0, count: 256), bytes = 0, version: Int32 = 0
+        _ = driver.deviceGetName(&label, 255, device)
+        _ = driver.deviceTotalMem(&bytes, device)
+        _ = driver.driverGetVersion(&version)
+        name = String(decoding: label.map(UInt8.init(bitPattern:)).prefix { $0 != 0 }, as: UTF8.self)
+        totalByteCount = bytes
+        driverVersion = Int(version)
+        guard capability >= 80 else {
+            throw MartletError(
+                "\(name) is too old", because: "its compute capability is \(capability / 10).\(capability % 10)",
+                fix: "Martlet's kernels need 8.0 (Ampere) or newer; train on the CPU with 'device: cpu'")
+        }
+    }
+
+    /// What kernels are compiled for: the architecture with its own features on Hopper and Blackwell.
+    var architecture: String { "sm_\(capability)" + (capability == 90 || capability >= 100 ? "a" : "") }
+
+    // MARK: Errors
+
+    /// Keeps the first error.
+    func fail(_ error: MartletError) { if failure == nil { failure = error } }
+
+    /// Keeps the driver's error, if it is one.
+    func check(_ result: Driver.Result, _ what: @autoclosure () -> String) {
+        guard result != 0, failure == nil else { return }
+        let isMemory = result == 2
+        failure = MartletError(
+            "the GPU reports an error", in: what(), because: driver.text(of: result),
+            fix: isMemory
+                ? "another program uses the GPU's memory (`nvidia-smi`): end it, or lower 'memory_limit'"
+                : "run `martlet doctor`, and report this with its output")
+    }
+
+    func takeFailure() -> MartletError? {
+        defer { failure = nil }
+        return failure
+    }
+
+    // MARK: Kernels
+
+    /// The kernel `entry` of `file`, compiled or from the cache. Dynamic shared memory is part of the kernel.
+    func kernel(_ file: String, _ entry: String, _ defines: [KernelDefine] = [], sharedBytes: Int = 0) -> Kernel? {
+        guard failure == nil else { return nil }
+        let key = KernelKey(module: ModuleKey(file: file, defines: defines), entry: entry)
+        if let kernel = kernels[key] { return kernel }
+        do throws(MartletError) {
+            let kernel = try load(key, sharedBytes)
+            kernels[key] = kernel
+            return kernel
+        } catch {
+            fail(error)
+            return nil
+        }
+    }
+
+    private func load(_ key: KernelKey, _ sharedBytes: Int) throws(MartletError) -> Kernel {
+        if modules[key.module] == nil { modules[key.module] = try loadModule(key.module) }
+        let module = modules[key.module] ?? nil
+        var function: Driver.Pointer = nil
+        check(driver.moduleGetFunction(&function, module, key.entry), "\(key.module.file), \(key.entry)")
+        if sharedBytes > 48 << 10 {
+            let maximumDynamicSharedBytes: Int32 = 8
+            check(
+                driver.functionSetAttribute(function, maximumDynamicSharedBytes, Int32(sharedBytes)),
+                "\(key.entry) with \(sharedBytes) bytes of shared memory")
+        }
+        if let failure { throw failure }
+        return Kernel(function: function, sharedBytes: sharedBytes)
+    }
+
+    private func loadModule(_ key: ModuleKey) throws(MartletError) -> Driver.Pointer {
+        let image = try image(key.file, key.defines)
+        var module: Driver.Pointer = nil
+        check(driver.moduleLoadData(&module, image), "loading \(key.file)")
+        if let failure { throw failure }
+        return module
+    }
+
+    private func image(_ file: String, _ defines: [KernelDefine]) throws(MartletError) -> [UInt8] {
+        let name = KernelCache.key(
+            [KernelSources.text[file] ?? "", architecture, compiler.version, file]
+                + defines.map { "\($0.name)=\($0.value)" } + KernelSources.headers.map(\.text))
+        if let image = cache.read(name) { return image }
+        let image = try compiler.compile(file, defines, architecture: architecture)
+        cache.write(image, name)
+        return image
+    }
+
+    /// Queues a launch.
+    func launch(_ kernel: Kernel?, _ grid: Grid, block: Int, _ arguments: [KernelArgument]) {
+        guard let kernel, failure == nil, grid.x > 0, grid.y > 0, grid.z > 0 else { return }
+        launchCount += 1
+        // One slot of 128 bytes an argument, on the stack.
+        let slot = 128
+        withUnsafeTemporaryAllocation(byteCount: arguments.count * slot, alignment: 64) { memory in
+            withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: arguments.count) { pointers in
+                for (i, argument) in arguments.enumerated() {
+                    guard let place = memory.baseAddress.map({ $0 + i * slot }) else { return }
+                    pointers[i] = place
+                    switch argument {
+                    case .tensor(let tensor): place.storeBytes(of: tensor.address, as: UInt.self)
+                    case .optional(let tensor): place.storeBytes(of: tensor?.address ?? 0, as: UInt.self)
+                    case .address(let address): place.storeBytes(of: address, as: UInt.self)
+                    case .int(let value): place.storeBytes(of: Int32(truncatingIfNeeded: value), as: Int32.self)
+                    case .long(let value): place.storeBytes(of: value, as: Int.self)
+                    case .float(let value): place.storeBytes(of: value, as: Float.self)
+                    case .map(let map): place.storeBytes(of: map.words, as: SIMD16<UInt64>.self)
+                    }
+                }
+                let result = driver.launchKernel(
+                    kernel.function, UInt32(grid.x), UInt32(grid.y), UInt32(grid.z), UInt32(block), 1, 1,
+                    UInt32(kernel.sharedBytes), stream, pointers.baseAddress, nil)
+                check(result, "a launch of \(grid.x) x \(grid.y) x \(grid.z) blocks of \(block) threads")
+            }
+        }
+    }
+
+    /// Waits for everything queued.
+    func synchronize() {
+        guard failure == nil else { return }
+        check(driver.streamSynchronize(stream), "the work queued so far")
+    }
+
+    // MARK: Time
+
+    /// A point in the stream.
+    func mark() -> Driver.Pointer {
+        var event: Driver.Pointer = nil
+        check(driver.eventCreate(&event, 0), "an event")
+        check(driver.eventRecord(event, stream), "an event")
+        return event
+    }
+
+    /// Milliseconds between two marks, which are used up. Waits.
+    func milliseconds(from start: Driver.Pointer, to end: Driver.Pointer) -> Double {
+        var time: Float = 0
+        check(driver.eventSynchronize(end), "an event")
+        check(driver.eventElapsedTime(&time, start, end), "an event")
+        _ = driver.eventDestroy(start)
+        _ = driver.eventDestroy(end)
+        return Double(time)
+    }
+}

@@ -1,0 +1,64 @@
+internal import MartletCore
+
+/// A compiled kernel, ready to launch.
+struct Kernel {
+    let function: Driver.Pointer
+    let sharedBytes: Int
+}
+
+/// What a kernel is called with, in the order of its parameters.
+enum KernelArgument {
+    case tensor(Tensor)
+    /// nil is the null pointer.
+    case optional(Tensor?)
+    case address(UInt)
+    case int(Int)
+    case long(Int)
+    case float(Float)
+    case map(TensorMap)
+}
+
+/// Blocks of a launch.
+struct Grid: ExpressibleByIntegerLiteral {
+    var x: Int
+    var y = 1
+    var z = 1
+
+    init(_ x: Int, _ y: Int = 1, _ z: Int = 1) {
+        self.x = x
+        self.y = y
+        self.z = z
+    }
+    init(integerLiteral value: Int) { x = value }
+}
+
+/// A tensor map of the copy engine (CUtensorMap): which boxes of a row-major bf16 tensor a kernel fetches.
+struct TensorMap: @unchecked Sendable {
+    /// 128 bytes; a launch copies them.
+    var words: (SIMD16<UInt64>) = .zero
+}
+
+extension Device {
+    /// A map over `tensor` (bf16, viewed with `sizes`, innermost first) in boxes `box`, with the 128-byte swizzle and
+    /// zeros outside.
+    func tensorMap(_ tensor: Tensor, sizes: [Int], box: [Int]) -> TensorMap {
+        var map = TensorMap()
+        guard failure == nil, let encode = driver.tensorMapEncodeTiled else { return map }
+        var stride = 2
+        var strides: [UInt64] = []
+        for size in sizes.dropLast() {
+            stride *= size
+            strides.append(UInt64(stride))
+        }
+        let ones = [UInt32](repeating: 1, count: sizes.count)
+        let bfloat16: Int32 = 9, noInterleave: Int32 = 0, swizzle128: Int32 = 3, promote256: Int32 = 3
+        let result = withUnsafeMutableBytes(of: &map) { bytes -> Int32 in
+            guard let base = bytes.baseAddress else { return 1 }
+            return encode(
+                base, bfloat16, UInt32(sizes.count), tensor.address, sizes.map(UInt64.init), strides,
+                box.map(UInt32.init), ones, noInterleave, swizzle128, promote256, 0)
+        }
+        check(result, "a tensor map of \(sizes) in boxes \(box)")
+        return map
+    }
+}

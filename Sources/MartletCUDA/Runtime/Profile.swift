@@ -1,0 +1,30 @@
+/// Device time by op, gathered with events around each.
+struct Profile {
+    struct Entry {
+        var count = 0
+        var milliseconds = 0.0
+    }
+    var pending: [(name: String, start: Driver.Pointer, end: Driver.Pointer)] = []
+}
+
+extension Device {
+    /// Runs `body` and, while profiling, takes its device time under `name`.
+    func timed(_ name: @autoclosure () -> String, _ body: () -> Void) {
+        guard profile != nil else { return body() }
+        let start = mark()
+        body()
+        let end = mark()
+        profile?.pending.append((name(), start, end))
+    }
+
+    /// Ends profiling: device time by op.
+    func endProfile() -> [String: Profile.Entry] {
+        var entries: [String: Profile.Entry] = [:]
+        for (name, start, end) in profile?.pending ?? [] {
+            entries[name, default: .init()].count += 1
+            entries[name, default: .init()].milliseconds += milliseconds(from: start, to: end)
+        }
+        profile = nil
+        return entries
+    }
+}
