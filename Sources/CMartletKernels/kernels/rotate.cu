@@ -5,11 +5,11 @@
 //            backward: dz = dy turned back;  dx = r (w dz) - x r^3 <w dz, x> / D;  dw += sum of dz (x r)
 // Shapes     x, y, dy, dx `element` [T, N, D] (y may be x, dx may be dy or x); w `parameter` [D]; c, s float [P, D/2];
 //            positions int32 [T]; partial float [blocks, D], of a trained weight (reduce.cu adds its rows up).
-// Budget     bytes 2 T N D elements forward, 3 backward (2 without a weight). T = 4096, N = 32, D = 128, bf16: 67 and 101 MB, 15.6
-//            and 23 us at 4.3 TB/s. Bound by bytes. `lanes` threads share a head, with 8 elements of each half; forward they
-//            take two heads of a token, so that more is under way and the tables are fetched once for both.
-// Launch     -DHALF -DPARAMETER_HALF -DWIDTH=D (even, at most 512) -DTRAINS (a partial is wanted); lanes = the power of two from
-//            D / 16 on; rotate <<<T ceil(N / 2) / (256 / lanes) rounded up, 256>>>, rotate_backward <<<T N / (256 / lanes)
+// Budget     bytes 2 T N D elements forward, 3 backward (2 without a weight). T = 4096, N = 32, D = 128, bf16: 67 and 101 MB,
+//            15.6 and 23 us at 4.3 TB/s. Bound by bytes. `lanes` threads share a head, with 8 elements of each half; forward
+//            they take two heads of a token, so that more is under way and the tables are fetched once for both.
+// Launch     -DHALF -DPARAMETER_HALF -DWIDTH=D (even, at most 512) -DTRAINS (a partial is wanted); lanes = the power of two
+//            from D / 16 on; rotate <<<T ceil(N / 2) / (256 / lanes) rounded up, 256>>>, rotate_backward <<<T N / (256 / lanes)
 //            rounded up, or fewer: as many as rows of partial, 256>>>. D a multiple of 16: 16-byte accesses; other sizes go
 //            element by element.
 // Numerics   float; fixed order of all sums, no atomics. Positions outside the tables are the caller's fault.
@@ -18,7 +18,7 @@
 
 constexpr int half = WIDTH / 2;
 constexpr int lanes = half <= 8 ? 1 : half <= 16 ? 2 : half <= 32 ? 4 : half <= 64 ? 8 : half <= 128 ? 16 : 32;
-constexpr bool aligned = half % 8 == 0;
+constexpr bool whole = half % 8 == 0;
 
 /// A thread's columns: 8 of each half of up to `group` heads of a token.
 template <int group> struct Part {
@@ -43,8 +43,8 @@ template <class E> struct Stored {
     Eight<E> a, b;
 
     __device__ __forceinline__ void fetch(const E* p, int count) {
-        a = load(p, count, aligned);
-        b = load(p + half, count, aligned);
+        a = load<whole>(p, count);
+        b = load<whole>(p + half, count);
     }
     __device__ __forceinline__ Pair values() const {
         Pair pair;
@@ -59,8 +59,8 @@ template <class Part> __device__ __forceinline__ Pair angles(
     const float* cosine_PJ, const float* sine_PJ, const int* positions_T, const Part& part) {
     const u64 at = part.count > 0 ? (u64)positions_T[part.token] * half + part.column : 0;
     Pair pair;
-    unpack(load(cosine_PJ + at, part.count, aligned), pair.a);
-    unpack(load(sine_PJ + at, part.count, aligned), pair.b);
+    unpack(load<whole>(cosine_PJ + at, part.count), pair.a);
+    unpack(load<whole>(sine_PJ + at, part.count), pair.b);
     return pair;
 }
 
@@ -91,7 +91,7 @@ __device__ __forceinline__ Pair turned(const Pair& z, const Pair& angles, float 
     return y;
 }
 
-extern "C" __global__ void __launch_bounds__(256) rotate(
+extern "C" __global__ void __launch_bounds__(256, HALF ? 4 : 3) rotate(
     const element* x_TND, const parameter* weight_D, float epsilon, const float* cosine_PJ, const float* sine_PJ,
     const int* positions_T, element* y_TND, int tokens, int heads) {
     const Part<2> part(blockIdx.x, tokens, heads);
@@ -99,20 +99,24 @@ extern "C" __global__ void __launch_bounds__(256) rotate(
 #pragma unroll
     for (int i = 0; i < 2; ++i) x[i].fetch(x_TND + part.at(i), part.count_of(i));
     const Pair turn = angles(cosine_PJ, sine_PJ, positions_T, part), weight = weights(weight_D);
+    float scale[2] = {};
+    if (weight_D) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) scale[i] = rsqrtf(group_sum<lanes>(dot(x[i].values(), x[i].values())) / WIDTH + epsilon);
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         Pair z = x[i].values();
         if (weight_D) {
-            const float scale = rsqrtf(group_sum<lanes>(dot(z, z)) / WIDTH + epsilon);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                z.a[j] = weight.a[j] * (z.a[j] * scale);
-                z.b[j] = weight.b[j] * (z.b[j] * scale);
+                z.a[j] = weight.a[j] * (z.a[j] * scale[i]);
+                z.b[j] = weight.b[j] * (z.b[j] * scale[i]);
             }
         }
         const Pair y = turned(z, turn, 1);
-        store(y_TND + part.at(i), y.a, part.count_of(i), aligned);
-        store(y_TND + part.at(i) + half, y.b, part.count_of(i), aligned);
+        store<whole>(y_TND + part.at(i), y.a, part.count_of(i));
+        store<whole>(y_TND + part.at(i) + half, y.b, part.count_of(i));
     }
 }
 
@@ -165,8 +169,8 @@ extern "C" __global__ void __launch_bounds__(256) rotate_backward(
         if (weight_D) x.fetch(x_TND + part.at(), part.count);
         Pair dz = turned(dy.values(), angles(cosine_PJ, sine_PJ, positions_T, part), -1);
         if (weight_D) dz = normalize_backward(x.values(), weight, epsilon, dz, dweight);
-        store(dx_TND + part.at(), dz.a, part.count, aligned);
-        store(dx_TND + part.at() + half, dz.b, part.count, aligned);
+        store<whole>(dx_TND + part.at(), dz.a, part.count);
+        store<whole>(dx_TND + part.at() + half, dz.b, part.count);
     }
 #if TRAINS
     add_up(dweight, partial);
