@@ -38,8 +38,6 @@ package struct Planner {
         self.backend = backend
     }
 
-    /// The largest tile that is tried; larger ones were not faster on a CPU.
-    package static let defaultTile = 2048
     private static let smallestTile = 128
 
     /// A plan within `limit` bytes. Free memory is spent on keeping activations, then on keeping decoded weights; too
@@ -48,7 +46,7 @@ package struct Planner {
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, limit: Int
     ) throws(MartletError) -> ExecutionPlan {
         var plan = ExecutionPlan(
-            stepTokens: stepTokens, tileTokens: tileTokens ?? Planner.defaultTile, maximumLength: maximumLength)
+            stepTokens: stepTokens, tileTokens: tileTokens ?? backend.preferredTileTokens, maximumLength: maximumLength)
         while byteCount(plan) > limit, tileTokens == nil, plan.tileTokens > Planner.smallestTile {
             plan.tileTokens = max(plan.tileTokens / 2, Planner.smallestTile)
         }
@@ -77,7 +75,7 @@ package struct Planner {
 
     /// What will be trained, without memory behind it.
     package var parameters: [Parameter] {
-        Trainables(configuration, settings, in: .measuring(), backend.computeDType).parameters
+        Trainables(configuration, settings, in: .measuring()).parameters
     }
 
     package func byteCount(_ plan: ExecutionPlan) -> Int { measure(plan).byteCount }
