@@ -15,6 +15,12 @@ static const unsigned char grouped_gemm_sm90[] = {
 static const unsigned char combine[] = {
 #embed "kernels/combine.cu"
 };
+static const unsigned char bias[] = {
+#embed "kernels/bias.cu"
+};
+static const unsigned char experts_loop[] = {
+#embed "kernels/experts_loop.cu"
+};
 static const unsigned char lora_pack[] = {
 #embed "kernels/lora_pack.cu"
 };
@@ -31,6 +37,8 @@ static const MartletKernelSource sources[] = {
     {"routing.cu", routing, sizeof routing},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
     {"combine.cu", combine, sizeof combine},
+    {"bias.cu", bias, sizeof bias},
+    {"experts_loop.cu", experts_loop, sizeof experts_loop},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},

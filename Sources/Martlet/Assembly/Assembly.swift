@@ -1,4 +1,3 @@
-internal import MartletCPU
 package import MartletCore
 package import MartletData
 internal import MartletModel
@@ -87,8 +86,12 @@ package struct Assembly {
         let data: AssembledData
         let plan: ExecutionPlan
         let memory: MemoryPlan
-        /// Bytes that the whole process may use.
+        /// Bytes in use beside the plan.
+        let used: Int
+        /// Bytes that both may come to.
         let limit: Int
+        /// Why `device: auto` ended on the CPU, if it did.
+        let deviceReason: String?
         /// What will be trained; without memory.
         let parameters: [Parameter]
         /// Numbers in the whole model, the trained ones included.
@@ -98,22 +101,23 @@ package struct Assembly {
     /// Data comes before the model, so that a bad row is found before memory is taken.
     func prepare(_ text: ModelText) throws(MartletError) -> Prepared {
         let checkpoint = try openCheckpoint(), configuration = checkpoint.configuration
-        let settings = try settings(configuration), backend = CPUBackend(threads: recipe.threads)
+        let settings = try settings(configuration)
+        let (backend, reason) = try recipe.device.makeBackend(threads: recipe.threads)
         let data = try AssembledData(recipe, text)
         let planner = Planner(configuration, settings, backend)
         // A measure of any plan has the backend take its own buffers, so that they count in the process.
         _ = planner.byteCount(ExecutionPlan(stepTokens: 1, tileTokens: 1, maximumLength: 2))
-        let process = ProcessMemory.residentByteCount
-        let limit = recipe.memoryLimit ?? process + Machine.plannableMemory
+        let memory = DeviceMemory(of: backend)
+        let limit = recipe.memoryLimit ?? memory.used + memory.plannable
         let plan = try planner.plan(
             stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
-            tileTokens: recipe.tileTokens, limit: max(0, limit - process))
+            tileTokens: recipe.tileTokens, limit: max(0, limit - memory.used))
         let parameters = planner.parameters
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(
             checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
-            memory: planner.table(plan), limit: limit, parameters: parameters,
-            totalParameterCount: configuration.parameterCount + added)
+            memory: planner.table(plan), used: memory.used, limit: limit, parameters: parameters,
+            totalParameterCount: configuration.parameterCount + added, deviceReason: reason)
     }
 
     /// What the run would do and need.
@@ -126,11 +130,11 @@ package struct Assembly {
         let export = ModelExport(recipe: recipe, checkpoint: run.checkpoint, model: model)
         return TrainingParts(
             model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
-            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model),
+            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
     }
 
-    private func facts(_ model: Model) -> [TrainingOverview.Row] {
+    private func facts(_ model: Model, _ deviceReason: String?) -> [TrainingOverview.Row] {
         let c = model.configuration
         var rows: [TrainingOverview.Row] = [
             .init("folder", recipe.model), .init("model type", c.modelType), .init("layers", String(c.layerCount)),
@@ -139,7 +143,7 @@ package struct Assembly {
             rows.append(.init("experts", "\(experts.expertCount) a layer, \(experts.expertsPerToken) a token"))
         }
         return rows + [
-            .init("computes on", model.backend.name), .init("tile", "\(model.plan.tileTokens) tokens"),
+            .init("computes on", model.backend.name, note: deviceReason), .init("tile", "\(model.plan.tileTokens) tokens"),
         ]
     }
 }

@@ -116,6 +116,8 @@ public struct Recipe: Sendable, Equatable {
     public var tileTokens: Int?
     /// What computes.
     public var device = Device.cpu
+    /// Where to compute.
+    public var device = ComputeDevice.auto
     /// CPU threads.
     public var threads: Int?
 
