@@ -9,12 +9,15 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
     case cpu
     /// An NVIDIA GPU of compute capability 8.0 or newer; an error if there is none.
     case cuda
+    /// The same in float32: slow, for checking.
+    case cudaFloat32 = "cuda-fp32"
 
     /// The backend, and, where `auto` ended on the CPU, why.
     package func makeBackend(threads: Int?) throws(MartletError) -> (backend: any Backend, reason: String?) {
         switch self {
         case .cpu: return (CPUBackend(threads: threads), nil)
         case .cuda: return (try CUDABackend(), nil)
+        case .cudaFloat32: return (try CUDABackend(computeDType: .float32), nil)
         case .auto:
             do throws(MartletError) {
                 return (try CUDABackend(), nil)
@@ -23,6 +26,22 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
             }
         }
     }
+}
+
+/// Where and with how much of the machine to compute.
+public struct Compute: Sendable, Equatable {
+    /// CPU or GPU.
+    public var device: ComputeDevice
+    /// CPU threads; nil: all cores.
+    public var threads: Int?
+
+    /// The GPU if there is one, all cores.
+    public init(device: ComputeDevice = .auto, threads: Int? = nil) {
+        self.device = device
+        self.threads = threads
+    }
+
+    package func makeBackend() throws(MartletError) -> any Backend { try device.makeBackend(threads: threads).backend }
 }
 
 /// Memory that a plan is made for: the GPU's, or this process's.

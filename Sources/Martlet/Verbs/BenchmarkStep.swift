@@ -25,11 +25,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         /// Steps before those.
         public var warmup = 2
         /// Where to compute.
-        public var device = ComputeDevice.auto
+        public var compute = Compute()
         /// Take the device time of each op in one more step (CUDA).
         public var profiles = false
-        /// CPU threads; nil: all cores.
-        public var threads: Int?
         /// Bytes to plan for; nil: what is free.
         public var memoryLimit: Int?
         /// Rows a layer works on at a time; nil: planned.
@@ -103,7 +101,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 RandomWeights(.benchmark(settings.preset, layers: settings.layers), seed: 0)
             }
         let c = source.configuration, step = try settings.step(c)
-        let backend = try settings.device.makeBackend(threads: settings.threads).backend
+        let backend = try settings.compute.makeBackend()
         let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
         let modelSettings = ModelSettings(.lora, adapter: lora)

@@ -53,18 +53,17 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Steps measured.") var steps = 5
         @Option(help: "Steps before those.") var warmup = 2
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
-        @Option(help: "Where to compute: auto, cpu, cuda.") var device = DeviceName.auto
         @Option(help: "Memory to plan for, in MiB (default: what is free).") var memoryLimit: Int?
         @Flag(help: "Also take the device time of each op in one more step.") var profile = false
-        @Option(help: "CPU threads (default: all cores).") var threads: Int?
+        @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false
 
         func run() throws {
             var settings = StepBenchmark.Settings()
             (settings.model, settings.preset, settings.layers) = (model, preset.shapes, layers ?? preset.shapes.layerCount)
-            (settings.device, settings.profiles) = (device.device, profile)
+            (settings.compute, settings.profiles) = (compute.value, profile)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
-            (settings.threads, settings.tileTokens) = (threads, tileTokens)
+            settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
             settings.sequenceLength = sequenceLength
             if let tokensFile { try settings.readTokens(tokensFile) }
@@ -79,11 +78,6 @@ struct BenchCommand: ParsableCommand {
             }
         }
     }
-}
-
-enum DeviceName: String, ExpressibleByArgument, CaseIterable {
-    case auto, cpu, cuda
-    var device: ComputeDevice { ComputeDevice(rawValue: rawValue) ?? .auto }
 }
 
 enum ShapesName: String, ExpressibleByArgument, CaseIterable {
