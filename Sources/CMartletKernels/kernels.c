@@ -30,6 +30,30 @@ static const unsigned char lora_project[] = {
 static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
 };
+static const unsigned char elements[] = {
+#embed "kernels/elements.cuh"
+};
+static const unsigned char random_header[] = {
+#embed "kernels/random.cuh"
+};
+static const unsigned char elementwise[] = {
+#embed "kernels/elementwise.cu"
+};
+static const unsigned char rms_norm[] = {
+#embed "kernels/rms_norm.cu"
+};
+static const unsigned char rotate[] = {
+#embed "kernels/rotate.cu"
+};
+static const unsigned char embedding[] = {
+#embed "kernels/embedding.cu"
+};
+static const unsigned char reduce[] = {
+#embed "kernels/reduce.cu"
+};
+static const unsigned char random[] = {
+#embed "kernels/random.cu"
+};
 
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
@@ -42,6 +66,14 @@ static const MartletKernelSource sources[] = {
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+    {"elements.cuh", elements, sizeof elements},
+    {"random.cuh", random_header, sizeof random_header},
+    {"elementwise.cu", elementwise, sizeof elementwise},
+    {"rms_norm.cu", rms_norm, sizeof rms_norm},
+    {"rotate.cu", rotate, sizeof rotate},
+    {"embedding.cu", embedding, sizeof embedding},
+    {"reduce.cu", reduce, sizeof reduce},
+    {"random.cu", random, sizeof random},
 };
 const MartletKernelSource *const martletKernelSources = sources;
 const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

@@ -40,7 +40,12 @@ extension CUDABackend {
 
     /// The most that any one op takes; ops do not share scratch across calls.
     private func scratchByteCount(for shapes: ScratchShapes) -> Int {
-        let layouts: [(inout Scratch) -> Void] = []
+        let heads = max(shapes.queryHeads, shapes.keyValueHeads)
+        let layouts: [(inout Scratch) -> Void] = [
+            { _ = FiniteScratch(&$0) },
+            { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
+            { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
+        ]
         return layouts.reduce(1 << 20) { most, layout in
             var scratch = Scratch.measuring()
             layout(&scratch)
