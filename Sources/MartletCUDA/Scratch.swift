@@ -43,6 +43,13 @@ extension CUDABackend {
         let heads = max(shapes.queryHeads, shapes.keyValueHeads)
         let layouts: [(inout Scratch) -> Void] = [
             { _ = FiniteScratch(&$0) },
+            {
+                // A trained router's weight is float32, and is converted.
+                _ = LinearScratch(
+                    &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
+                    drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
+            },
+            { self.reserveExperts(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
         ]

@@ -7,27 +7,17 @@
 // Launch     -DHALF; add_bias <<<(O / 256 rounded up, T), 256>>>, add_columns <<<O / 256 rounded up, 256>>>.
 // Numerics   float, t in order: reproducible.
 // Reference  CPUBackend.linear / linearBackward.
-#include "common.cuh"
+#include "elements.cuh"
 
-#if HALF
-typedef bf16 Element;
-__device__ __forceinline__ float value(Element x) { return __uint_as_float((u32)x << 16); }
-__device__ __forceinline__ Element element(float x) { return (bf16)pack(x, 0.0f); }
-#else
-typedef float Element;
-__device__ __forceinline__ float value(Element x) { return x; }
-__device__ __forceinline__ Element element(float x) { return x; }
-#endif
-
-extern "C" __global__ void __launch_bounds__(256) add_bias(const Element* bias, Element* y, int outputs) {
+extern "C" __global__ void __launch_bounds__(256) add_bias(const element* bias, element* y, int outputs) {
     const int o = blockIdx.x * 256 + threadIdx.x;
     if (o < outputs) {
-        Element* at = y + (u64)blockIdx.y * outputs + o;
-        *at = element(value(*at) + value(bias[o]));
+        element* at = y + (u64)blockIdx.y * outputs + o;
+        put(at, value(*at) + value(bias[o]));
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) add_columns(const Element* dy, float* dbias, int rows, int outputs) {
+extern "C" __global__ void __launch_bounds__(256) add_columns(const element* dy, float* dbias, int rows, int outputs) {
     const int o = blockIdx.x * 256 + threadIdx.x;
     if (o >= outputs) return;
     float sum = dbias[o];

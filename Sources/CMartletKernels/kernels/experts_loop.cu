@@ -1,6 +1,7 @@
 // What surrounds the library's products when experts are computed one at a time, in bf16 or float.
 //
 // Math       gather_rows         rows[r] = source[order[r] / K], times weight[order[r]] if there is one
+//            drop_rows           y[r] (+)= mask rows[r] / (1 - p), the mask of step row `first` + order[r] (random.cu, dropout)
 //            activate_rows       act[r] = silu(gate[r]) * up[r]
 //            activate_backward   act again; partial[r] = <act[r], dact[r]>; dgateUp = weight * dSwiGLU(gateUp, dact), in place
 //            combine_rows        y[t] += sum over k of weight[t, k] * rows[position[t, k]]
@@ -11,79 +12,75 @@
 // Launch     -DHALF (1: bf16, 0: float) -DTOP_K; one block of 256 threads a row (R blocks, or T for the two last).
 // Numerics   float; sums over k in order, over f by a fixed tree: reproducible.
 // Reference  CPUBackend.experts / expertsBackward.
-#include "common.cuh"
-
-#if HALF
-typedef bf16 Element;
-__device__ __forceinline__ float value(Element x) { return __uint_as_float((u32)x << 16); }
-__device__ __forceinline__ Element element(float x) { return (bf16)pack(x, 0.0f); }
-#else
-typedef float Element;
-__device__ __forceinline__ float value(Element x) { return x; }
-__device__ __forceinline__ Element element(float x) { return x; }
-#endif
+#include "elements.cuh"
+#include "random.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) gather_rows(
-    const Element* source, const int* order, const float* weight, Element* rows, int width) {
+    const element* source, const int* order, const float* weight, element* rows, int width) {
     const u64 row = blockIdx.x;
     const int flat = order[row];
     const float scale = weight ? weight[flat] : 1.0f;
-    const Element* from = source + (u64)(flat / TOP_K) * width;
-    for (int i = threadIdx.x; i < width; i += 256) rows[row * width + i] = element(scale * value(from[i]));
+    const element* from = source + (u64)(flat / TOP_K) * width;
+    for (int i = threadIdx.x; i < width; i += 256) put(&rows[row * width + i], scale * value(from[i]));
 }
 
-extern "C" __global__ void __launch_bounds__(256) activate_rows(const Element* gate_up, Element* act, int inner) {
+extern "C" __global__ void __launch_bounds__(256) drop_rows(
+    const element* rows, const int* order, element* y, u64 first, u64 seed, u32 threshold, float scale, int width, int adds) {
+    const u64 row = blockIdx.x, base = (first + order[row]) * width;
+    for (int i = threadIdx.x; i < width; i += 256) {
+        u32 words[4];
+        philox(seed, (base + i) / 4, words);
+        const u32 word = (base + i) & 2 ? ((base + i) & 1 ? words[3] : words[2]) : ((base + i) & 1 ? words[1] : words[0]);
+        const float kept = word >> 8 < threshold ? 0.0f : value(rows[row * width + i]) * scale;
+        put(&y[row * width + i], adds ? value(y[row * width + i]) + kept : kept);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) activate_rows(const element* gate_up, element* act, int inner) {
     const u64 row = blockIdx.x;
-    const Element *gate = gate_up + row * 2 * inner, *up = gate + inner;
+    const element *gate = gate_up + row * 2 * inner, *up = gate + inner;
     for (int i = threadIdx.x; i < inner; i += 256) {
         const float g = value(gate[i]);
-        act[row * inner + i] = element(g * sigmoid(g) * value(up[i]));
+        put(&act[row * inner + i], g * sigmoid(g) * value(up[i]));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) activate_backward(
-    Element* gate_up, const Element* dact, const int* order, const float* weight, Element* act, float* partial, int inner) {
-    __shared__ float sums[8];
+    element* gate_up, const element* dact, const int* order, const float* weight, element* act, float* partial, int inner) {
     const u64 row = blockIdx.x;
     const float scale = weight[order[row]];
-    Element *gate = gate_up + row * 2 * inner, *up = gate + inner;
+    element *gate = gate_up + row * 2 * inner, *up = gate + inner;
     float sum = 0;
     for (int i = threadIdx.x; i < inner; i += 256) {
         const float g = value(gate[i]), u = value(up[i]), d = value(dact[row * inner + i]);
         const float s = sigmoid(g), a = g * s * u;
-        act[row * inner + i] = element(a);
-        sum += value(element(a)) * d;
-        gate[i] = element(scale * d * u * s * (1 + g * (1 - s)));
-        up[i] = element(scale * d * g * s);
+        put(&act[row * inner + i], a);
+        sum += value(act[row * inner + i]) * d;
+        put(&gate[i], scale * d * u * s * (1 + g * (1 - s)));
+        put(&up[i], scale * d * g * s);
     }
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        float total = 0;
-        for (int i = 0; i < 8; ++i) total += sums[i];
-        partial[row] = total;
-    }
+    sum = group_sum<256>(sum);
+    if (threadIdx.x == 0) partial[row] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(256) combine_rows(
-    const Element* rows, const int* position, const float* weight, Element* y, int width) {
+    const element* rows, const int* position, const float* weight, element* y, int width) {
     const u64 token = blockIdx.x;
     for (int i = threadIdx.x; i < width; i += 256) {
         float sum = value(y[token * width + i]);
         for (int k = 0; k < TOP_K; ++k)
             sum += weight[token * TOP_K + k] * value(rows[(u64)position[token * TOP_K + k] * width + i]);
-        y[token * width + i] = element(sum);
+        put(&y[token * width + i], sum);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) combine_backward(
-    const Element* rows, const int* position, const float* partial, Element* dx, float* dweight, int width) {
+    const element* rows, const int* position, const float* partial, element* dx, float* dweight, int width) {
     const u64 token = blockIdx.x;
     for (int i = threadIdx.x; i < width; i += 256) {
         float sum = value(dx[token * width + i]);
         for (int k = 0; k < TOP_K; ++k) sum += value(rows[(u64)position[token * TOP_K + k] * width + i]);
-        dx[token * width + i] = element(sum);
+        put(&dx[token * width + i], sum);
     }
     if (threadIdx.x < TOP_K) dweight[token * TOP_K + threadIdx.x] = partial[position[token * TOP_K + threadIdx.x]];
 }

@@ -1,3 +1,4 @@
+internal import MartletCUDA
 package import MartletCore
 package import MartletData
 internal import MartletModel
@@ -103,6 +104,11 @@ package struct Assembly {
         let checkpoint = try openCheckpoint(), configuration = checkpoint.configuration
         let settings = try settings(configuration)
         let (backend, reason) = try recipe.device.makeBackend(threads: recipe.threads)
+        if recipe.method == .full, backend is CUDABackend, backend.computeDType == .bfloat16 {
+            throw recipe.refusal(
+                "method", "full fine-tuning does not run on a GPU yet", because: "only LoRA does",
+                fix: "write 'method: lora', or 'device: cpu'")
+        }
         let data = try AssembledData(recipe, text)
         let planner = Planner(configuration, settings, backend)
         // A measure of any plan has the backend take its own buffers, so that they count in the process.
@@ -143,7 +149,8 @@ package struct Assembly {
             rows.append(.init("experts", "\(experts.expertCount) a layer, \(experts.expertsPerToken) a token"))
         }
         return rows + [
-            .init("computes on", model.backend.name, note: deviceReason), .init("tile", "\(model.plan.tileTokens) tokens"),
+            .init("computes on", model.backend.name, note: deviceReason),
+            .init("tile", "\(model.plan.tileTokens) tokens"),
         ]
     }
 }

@@ -186,9 +186,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             trained  \(formatCount(trainedCount)) parameters; last loss \(fixed(losses.last ?? 0, 4))
             start    first step after \(fixed(startSeconds, 1)) s; it took \(fixed(firstStepSeconds * 1000, 1)) ms
             """ + (launchCount > 0 ? "\nlaunches \(launchCount) a step" : "")
-            + profile.map {
-                "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"
-            }.joined()
+                + profile.map {
+                    "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"
+                }.joined()
     }
 }
 

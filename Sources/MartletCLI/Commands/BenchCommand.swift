@@ -44,7 +44,8 @@ struct BenchCommand: ParsableCommand {
                 """)
 
         @Option(help: "Folder of a model.") var model: String?
-        @Option(help: "Without --model: a random model of this shape: wide, fine, qwen3-30b-a3b.") var preset = ShapesName.wide
+        @Option(help: "Without --model: a random model of this shape: wide, fine, qwen3-30b-a3b.") var preset =
+            ShapesName.wide
         @Option(help: "Layers of the random model (default: the preset's).") var layers: Int?
         @Option(help: "Tokens of a step.") var tokens = 1024
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
@@ -60,7 +61,9 @@ struct BenchCommand: ParsableCommand {
 
         func run() throws {
             var settings = StepBenchmark.Settings()
-            (settings.model, settings.preset, settings.layers) = (model, preset.shapes, layers ?? preset.shapes.layerCount)
+            (settings.model, settings.preset, settings.layers) = (
+                model, preset.shapes, layers ?? preset.shapes.layerCount
+            )
             (settings.compute, settings.profiles) = (compute.value, profile)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
             settings.tileTokens = tileTokens

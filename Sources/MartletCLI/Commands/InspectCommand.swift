@@ -84,6 +84,7 @@ struct LogitsCommand: ParsableCommand {
 
     func run() throws {
         Terminal.say(
-            try LogitFile.write(model: model, adapter: adapter, tokensFile: tokensFile, to: out, compute: compute.value))
+            try LogitFile.write(model: model, adapter: adapter, tokensFile: tokensFile, to: out, compute: compute.value)
+        )
     }
 }

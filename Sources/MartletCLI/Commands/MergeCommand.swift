@@ -19,7 +19,8 @@ struct MergeCommand: ParsableCommand {
     @Flag(help: "Print one JSON object.") var json = false
 
     func run() throws {
-        let merge = try Merge.run(model: model, adapter: adapter, into: out, dtype: dtype?.dtype, compute: compute.value)
+        let merge = try Merge.run(
+            model: model, adapter: adapter, into: out, dtype: dtype?.dtype, compute: compute.value)
         Terminal.say(json ? merge.json : merge.description)
     }
 }

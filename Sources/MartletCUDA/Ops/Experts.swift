@@ -73,20 +73,35 @@ extension CUDABackend {
         }
     }
 
-    /// The path that these experts take: the chosen one where it can compute them, else the loop.
     private func expertsPath(_ experts: Experts, _ size: ExpertsSize) -> ExpertsPath {
-        let ranks = [experts.gateUpAdapter, experts.downAdapter].compactMap { $0?.a.shape[1] }
-        let dropsOut = experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil
+        expertsPath(
+            size, dropsOut: experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil,
+            trainsWeights: experts.gateUp_EFH.dtype != computeDType)
+    }
+
+    /// The path that experts take: the chosen one where it can compute them, else the loop.
+    private func expertsPath(_ size: ExpertsSize, dropsOut: Bool, trainsWeights: Bool) -> ExpertsPath {
         let isGrouped =
-            computeDType == .bfloat16 && experts.gateUp_EFH.dtype == .bfloat16 && size.h % 8 == 0 && size.f % 8 == 0
-            && ranks.allSatisfy { $0 % 16 == 0 && $0 <= 64 } && !dropsOut && experts.dgateUp_EFH == nil && size.e <= 1024
+            computeDType == .bfloat16 && size.h % 8 == 0 && size.f % 8 == 0 && size.a % 16 == 0 && size.a <= 64
+            && !dropsOut && !trainsWeights && size.e <= 1024
         return isGrouped ? expertsPath : .loop
+    }
+
+    /// The temporaries that experts of these shapes need.
+    func reserveExperts(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
+        let size = ExpertsSize(shapes)
+        if expertsPath(size, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights) == .loop {
+            _ = LoopScratch(&scratch, size, computeDType, dropsOut: shapes.dropsOut)
+        } else {
+            _ = GroupedScratch(&scratch, size)
+        }
     }
 
     /// The fastest path that the GPU has, unless `MARTLET_MOE_BACKEND` names another.
     static func expertsPath(capability: Int) throws(MartletError) -> ExpertsPath {
         let best: ExpertsPath = capability == 90 ? .hopper : .portable
-        guard let name = getenv("MARTLET_MOE_BACKEND").map({ String(cString: $0) }), !name.isEmpty, name != "auto" else {
+        guard let name = getenv("MARTLET_MOE_BACKEND").map({ String(cString: $0) }), !name.isEmpty, name != "auto"
+        else {
             return best
         }
         guard let path = ExpertsPath(rawValue: name) else {
