@@ -6,11 +6,17 @@ static const unsigned char common[] = {
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
 };
+static const unsigned char experts[] = {
+#embed "kernels/experts.cuh"
+};
 static const unsigned char routing[] = {
 #embed "kernels/routing.cu"
 };
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
+};
+static const unsigned char grouped_gemm_sm80[] = {
+#embed "kernels/grouped_gemm_sm80.cu"
 };
 static const unsigned char combine[] = {
 #embed "kernels/combine.cu"
@@ -28,8 +34,10 @@ static const unsigned char lora_gradient[] = {
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
     {"sm90.cuh", sm90, sizeof sm90},
+    {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
+    {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
     {"combine.cu", combine, sizeof combine},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
     {"lora_project.cu", lora_project, sizeof lora_project},
