@@ -6,11 +6,17 @@ static const unsigned char common[] = {
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
 };
+static const unsigned char experts[] = {
+#embed "kernels/experts.cuh"
+};
 static const unsigned char routing[] = {
 #embed "kernels/routing.cu"
 };
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
+};
+static const unsigned char grouped_gemm_sm80[] = {
+#embed "kernels/grouped_gemm_sm80.cu"
 };
 static const unsigned char combine[] = {
 #embed "kernels/combine.cu"
@@ -58,8 +64,10 @@ static const unsigned char random[] = {
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
     {"sm90.cuh", sm90, sizeof sm90},
+    {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
+    {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
     {"combine.cu", combine, sizeof combine},
     {"bias.cu", bias, sizeof bias},
     {"experts_loop.cu", experts_loop, sizeof experts_loop},
