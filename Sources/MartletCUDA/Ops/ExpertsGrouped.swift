@@ -12,9 +12,6 @@ struct GroupedScratch {
     let q2w_RA: Tensor
     let partial: Tensor
 
-    /// Column tiles of dact, each of which leaves a partial sum a row.
-    static func partialCount(_ inner: Int) -> Int { ceilDiv(inner, 192) }
-
     init(_ scratch: inout Scratch, _ s: ExpertsSize) {
         func half(_ scratch: inout Scratch, _ shape: Shape) -> Tensor { scratch.take(shape, .bfloat16) }
         a1_EAH = half(&scratch, [s.e, s.a, s.h])
@@ -33,8 +30,25 @@ struct GroupedScratch {
         q1_RA = half(&scratch, [s.r, s.a])
         q2_RA = half(&scratch, [s.r, s.a])
         q2w_RA = half(&scratch, [s.r, s.a])
-        partial = scratch.take([GroupedScratch.partialCount(s.f), s.r], .float32)
+        partial = scratch.take([ceilDiv(s.f, PortableTile.columns), s.r], .float32)
     }
+}
+
+/// How the portable kernel is cut: what fits a GPU's shared memory, two blocks a multiprocessor where that is enough.
+private struct PortableTile {
+    static let columns = 128
+    let step: Int
+    let stages: Int
+
+    init(capability: Int) {
+        switch capability {
+        case 90, 100, 103: (step, stages) = (64, 3)
+        case 80, 87: (step, stages) = (32, 4)
+        default: (step, stages) = (32, 3)
+        }
+    }
+
+    var sharedBytes: Int { stages * step * 2 * (128 + PortableTile.columns) }
 }
 
 /// One call of the grouped kernels: a layer's experts over the rows of a tile, without a wait for the host.
@@ -109,9 +123,12 @@ struct GroupedExperts {
             kernel, Grid(size.t), block: 256,
             [
                 .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial),
-                .int(GroupedScratch.partialCount(size.f)), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
+                .int(partialCount), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
             ])
     }
+
+    /// Column tiles of dact, each of which leaves a partial sum a row.
+    private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.columns) }
 
     // MARK: Launches
 
@@ -184,15 +201,44 @@ struct GroupedExperts {
             .tensor(routing.weight_TK), .tensor(gateUp_RF), .tensor(out), .optional(act_RF), .tensor(scratch.partial),
             .int(size.r),
         ]
+        guard path == .hopper else { return portable(mode, a, defines, rest, hasAdapter: hasAdapter) }
         let kernel = device.kernel("grouped_gemm_sm90.cu", "grouped_gemm", defines, sharedBytes: 231_520)
         device.launch(
             kernel, Grid(device.multiprocessorCount), block: 384,
             tensorMaps(mode, a, hasAdapter: hasAdapter).map(KernelArgument.map) + rest)
     }
 
+    private func portable(
+        _ mode: Mode, _ a: Tensor, _ defines: [KernelDefine], _ rest: [KernelArgument], hasAdapter: Bool
+    ) {
+        let tile = PortableTile(capability: device.capability)
+        let kernel = device.kernel(
+            "grouped_gemm_sm80.cu", "grouped_gemm",
+            defines + [
+                KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", tile.step),
+                KernelDefine("STAGES", tile.stages),
+            ], sharedBytes: tile.sharedBytes)
+        let outputs = mode == .up ? 2 * size.f : mode == .dact ? size.f : size.h
+        let weight = mode == .up || mode == .dx ? experts.gateUp_EFH : experts.down_EHF
+        let (p, matrix) = adapterOperands(mode)
+        device.launch(
+            kernel, Grid(size.tileCount * ceilDiv(outputs, PortableTile.columns)), block: PortableTile.columns,
+            [.tensor(a), .tensor(weight), .optional(hasAdapter ? p : nil), .optional(hasAdapter ? matrix : nil)] + rest)
+    }
+
+    /// The adapter's extension of both operands: the skinny product, and the matrix that it is multiplied by.
+    private func adapterOperands(_ mode: Mode) -> (p: Tensor, matrix: Tensor) {
+        switch mode {
+        case .up: (scratch.p_RA, scratch.b1_EFA)
+        case .down: (scratch.p_RA, scratch.b2_EHA)
+        case .dact: (scratch.q2_RA, scratch.a2_EAF)
+        case .dx: (scratch.q1_RA, scratch.a1_EAH)
+        }
+    }
+
     /// The maps of a, b and the adapter's extension of both; sizes innermost first, boxes as the kernel's header says.
     private func tensorMaps(_ mode: Mode, _ a: Tensor, hasAdapter: Bool) -> [TensorMap] {
-        let (r, h, f, e, rank) = (size.r, size.h, size.f, size.e, size.a), s = scratch
+        let (r, h, f, e, rank) = (size.r, size.h, size.f, size.e, size.a)
         let rows = [64, 128]
         func map(_ tensor: Tensor, _ sizes: [Int], _ box: [Int]) -> TensorMap {
             device.tensorMap(tensor, sizes: sizes, box: box)
@@ -207,12 +253,13 @@ struct GroupedExperts {
         let aSizes = mode == .up || mode == .dact ? [h, size.t] : mode == .down ? [f, r] : [2 * f, r]
         let maps = [map(a, aSizes, rows), map(weight, weightSizes, box)]
         guard hasAdapter else { return maps + maps }
-        let (p, matrix, matrixSizes): (Tensor, Tensor, [Int]) =
+        let (p, matrix) = adapterOperands(mode)
+        let matrixSizes =
             switch mode {
-            case .up: (s.p_RA, s.b1_EFA, [rank, 2 * f, e])
-            case .down: (s.p_RA, s.b2_EHA, [rank, h, e])
-            case .dact: (s.q2_RA, s.a2_EAF, [f, rank, e])
-            case .dx: (s.q1_RA, s.a1_EAH, [h, rank, e])
+            case .up: [rank, 2 * f, e]
+            case .down: [rank, h, e]
+            case .dact: [f, rank, e]
+            case .dx: [h, rank, e]
             }
         return maps + [map(p, [rank, r], rows), map(matrix, matrixSizes, box)]
     }
