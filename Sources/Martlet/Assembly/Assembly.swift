@@ -1,4 +1,3 @@
-internal import MartletCUDA
 package import MartletCore
 package import MartletData
 internal import MartletModel
@@ -103,12 +102,7 @@ package struct Assembly {
     func prepare(_ text: ModelText) throws(MartletError) -> Prepared {
         let checkpoint = try openCheckpoint(), configuration = checkpoint.configuration
         let settings = try settings(configuration)
-        let (backend, reason) = try recipe.device.makeBackend(threads: recipe.threads)
-        if recipe.method == .full, backend is CUDABackend, backend.computeDType == .bfloat16 {
-            throw recipe.refusal(
-                "method", "full fine-tuning does not run on a GPU yet", because: "only LoRA does",
-                fix: "write 'method: lora', or 'device: cpu'")
-        }
+        let (backend, reason) = try makeBackend()
         let data = try AssembledData(recipe, text)
         let planner = Planner(configuration, settings, backend)
         // A measure of any plan has the backend take its own buffers, so that they count in the process.
@@ -124,6 +118,16 @@ package struct Assembly {
             checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
             memory: planner.table(plan), used: memory.used, limit: limit, parameters: parameters,
             totalParameterCount: configuration.parameterCount + added, deviceReason: reason)
+    }
+
+    private func makeBackend() throws(MartletError) -> (any Backend, reason: String?) {
+        let problem = "full fine-tuning does not run on a GPU yet"
+        switch (recipe.method, recipe.device) {
+        case (.full, .auto): return (try Compute(device: .cpu, threads: recipe.threads).makeBackend(), problem)
+        case (.full, .cuda):
+            throw recipe.refusal("device", problem, because: "only LoRA does", fix: "write 'device: cpu'")
+        default: return try recipe.device.makeBackend(threads: recipe.threads)
+        }
     }
 
     /// What the run would do and need.
