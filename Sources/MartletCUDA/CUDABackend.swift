@@ -11,6 +11,7 @@ package final class CUDABackend {
     let device: Device
     let blas: BLAS
     let staging: Staging
+    let tables: TensorTables
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 
@@ -21,6 +22,7 @@ package final class CUDABackend {
         device = try Device(index: index)
         blas = try BLAS(device)
         staging = try Staging(device)
+        tables = TensorTables(staging)
         name = "\(device.name), \(computeDType == .bfloat16 ? "bf16" : "fp32")"
     }
 

@@ -36,11 +36,16 @@ extension CUDABackend {
         let memory = arena.carve([scratchByteCount(for: shapes)], .uint8, for: .workspace)
         if !arena.isMeasuring { scratchMemory = memory }
         blas.reserveWorkspace(in: arena)
+        tables.reserve(in: arena)
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.
     private func scratchByteCount(for shapes: ScratchShapes) -> Int {
-        let layouts: [(inout Scratch) -> Void] = []
+        let s = shapes
+        let layouts: [(inout Scratch) -> Void] = [
+            { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
+            { _ = CrossEntropyScratch(&$0, rows: s.tokens, vocabulary: s.vocabulary, self.computeDType) },
+        ]
         return layouts.reduce(1 << 20) { most, layout in
             var scratch = Scratch.measuring()
             layout(&scratch)
