@@ -3,6 +3,9 @@
 static const unsigned char common[] = {
 #embed "kernels/common.cuh"
 };
+static const unsigned char element[] = {
+#embed "kernels/element.cuh"
+};
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
 };
@@ -60,9 +63,19 @@ static const unsigned char reduce[] = {
 static const unsigned char random[] = {
 #embed "kernels/random.cu"
 };
+static const unsigned char router[] = {
+#embed "kernels/router.cu"
+};
+static const unsigned char cross_entropy[] = {
+#embed "kernels/cross_entropy.cu"
+};
+static const unsigned char optimizer[] = {
+#embed "kernels/optimizer.cu"
+};
 
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
+    {"element.cuh", element, sizeof element},
     {"sm90.cuh", sm90, sizeof sm90},
     {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
@@ -82,6 +95,9 @@ static const MartletKernelSource sources[] = {
     {"embedding.cu", embedding, sizeof embedding},
     {"reduce.cu", reduce, sizeof reduce},
     {"random.cu", random, sizeof random},
+    {"router.cu", router, sizeof router},
+    {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
+    {"optimizer.cu", optimizer, sizeof optimizer},
 };
 const MartletKernelSource *const martletKernelSources = sources;
 const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

@@ -14,6 +14,7 @@ package final class CUDABackend {
     let staging: Staging
     /// How experts are computed where nothing stands against it.
     let expertsPath: ExpertsPath
+    let tables: TensorTables
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 
@@ -26,6 +27,7 @@ package final class CUDABackend {
         staging = try Staging(device)
         expertsPath = try CUDABackend.expertsPath(capability: device.capability)
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
+        tables = TensorTables(staging)
     }
 
     /// An empty layout over the scratch memory, for one op.
