@@ -1,5 +1,6 @@
 import Martlet
 import MartletCore
+import MartletData
 import MartletModel
 import Testing
 
@@ -58,6 +59,32 @@ import Testing
                     try FileSystem.read(tiny.folder.file("cut\(stopAt)/\(file)")) == whole, "\(file) after \(stopAt)")
             }
         }
+    }
+
+    /// A chat template that writes the date writes the day on which the run began.
+    @Test func aRunMayBeResumedOnAnotherDay() throws {
+        let tiny = try TinyRun()
+        try AtomicFile.write(
+            (["messages": [["role": "user", "content": "a"], ["role": "assistant", "content": "b"]]] as JSON).text(),
+            to: tiny.folder.file("chat.jsonl"))
+        let recipe = tiny.recipe { $0.dataset = [tiny.folder.file("chat.jsonl")] }
+        func run(on date: TemplateDate, stopAt: Int = 99) throws -> ToyRun {
+            let template = try ChatTemplate(
+                source: "{{ strftime_now('%d.%m.') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+                    + "{% if add_generation_prompt %}[assistant]{% endif %}")
+            return try tiny.run(recipe, renderer: TemplateRenderer(template: template, endOfTurn: [], now: date)) {
+                if case .step(let row) = $0, row.step == stopAt { .stop } else { .proceed }
+            }
+        }
+        let monday = TemplateDate(year: 2026, month: 3, day: 2, hour: 23, minute: 59, second: 58)
+        #expect(try run(on: monday, stopAt: 2).result.end == .stopped)
+        #expect(recipe.startDate == monday)
+        let error = errorOf { try run(on: TemplateDate(year: 2026, month: 3, day: 3)) }
+        #expect(error?.problem == "the dataset has changed since the checkpoint was written")
+        #expect(try run(on: recipe.startDate).result.end == .completed)
+        var other = recipe
+        other.outputDir = tiny.folder.file("other")
+        #expect(other.startDate != monday)
     }
 
     @Test func theSameAdapterForTheSameSeed() throws {

@@ -13,10 +13,15 @@ package struct Assembly {
         package var encoder: any TextEncoder
         /// nil if the model has no chat template.
         package var renderer: (any ConversationRenderer)?
+        /// Tokens that end an answer.
+        package var endTokens: Set<Int32>
 
-        package init(encoder: any TextEncoder, renderer: (any ConversationRenderer)?) {
+        package init(
+            encoder: any TextEncoder, renderer: (any ConversationRenderer)?, endTokens: Set<Int32> = []
+        ) {
             self.encoder = encoder
             self.renderer = renderer
+            self.endTokens = endTokens.union(encoder.eosID.map { [$0] } ?? [])
         }
     }
 
@@ -138,10 +143,12 @@ package struct Assembly {
         let run = try prepare(text)
         let model = try Model(run.checkpoint, run.settings, run.plan, run.backend)
         let export = ModelExport(recipe: recipe, checkpoint: run.checkpoint, model: model)
-        return TrainingParts(
+        var parts = TrainingParts(
             model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
             totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
+        parts.templateDate = text.writtenDate
+        return parts
     }
 
     private func facts(_ model: Model, _ deviceReason: String?) -> [TrainingOverview.Row] {

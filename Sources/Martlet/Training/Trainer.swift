@@ -43,7 +43,8 @@ final class Trainer {
         store = CheckpointStore(folder: recipe.outputDir)
         let fingerprints = [parts.training.fingerprint, parts.validation?.fingerprint].compactMap { $0 }
         state = TrainerState(
-            recipe: recipe, totalSteps: totalSteps, dataFingerprint: fingerprints.joined(separator: " "))
+            recipe: recipe, totalSteps: totalSteps, dataFingerprint: fingerprints.joined(separator: " "),
+            templateDate: parts.templateDate)
     }
 
     /// Counted as transformers counts: a started step is a step.

@@ -92,9 +92,10 @@ struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor", abstract: "Check whether this machine can train.",
         discussion: """
-            Tells processors, memory and matrix library, tries the disk, and examines the arithmetic on a tiny model: \
-            gradients against differences of the loss, the library against Martlet's own matrix product, one thread \
-            against all. Exit code 1 if something is broken.
+            Tells processors, memory and matrix library, tries the disk, and examines the arithmetic: every op, forward \
+            and backward and at awkward sizes, with the matrix library against Martlet's own product and with all \
+            threads against one; then the gradients of a tiny model against differences of its loss. Exit code 1 if \
+            something is broken.
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
