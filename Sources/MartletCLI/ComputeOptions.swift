@@ -4,10 +4,13 @@ import Martlet
 /// Where a command computes.
 struct ComputeOptions: ParsableArguments {
     @Option(help: "Where to compute: auto (the GPU if there is one), cpu, cuda, cuda-fp32 (for checking).")
-    var device = ComputeDevice.auto
+    var device = DeviceName.auto
     @Option(help: "CPU threads (default: all cores).") var threads: Int?
 
-    var value: Compute { Compute(device: device, threads: threads) }
+    var value: Compute { Compute(device: ComputeDevice(rawValue: device.rawValue) ?? .auto, threads: threads) }
 }
 
-extension ComputeDevice: ExpressibleByArgument {}
+enum DeviceName: String, ExpressibleByArgument, CaseIterable {
+    case auto, cpu, cuda
+    case cudaFloat32 = "cuda-fp32"
+}

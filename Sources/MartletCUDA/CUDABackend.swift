@@ -4,7 +4,7 @@ package import MartletCore
 ///
 /// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
 /// same bytes.
-package final class CUDABackend {
+package final class CUDABackend: Backend {
     package let computeDType: DType
     package let name: String
     package let preferredTileTokens = 16384

@@ -87,7 +87,7 @@ package struct Assembly {
     struct Prepared {
         let checkpoint: Checkpoint
         let settings: ModelSettings
-        let backend: CPUBackend
+        let backend: any Backend
         let data: AssembledData
         let plan: ExecutionPlan
         let memory: MemoryPlan
@@ -121,8 +121,9 @@ package struct Assembly {
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(
             checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
-            memory: planner.table(plan), used: memory.used, limit: limit, parameters: parameters,
-            totalParameterCount: configuration.parameterCount + added, deviceReason: reason)
+            memory: planner.table(plan), used: memory.used, limit: limit, deviceReason: reason,
+            parameters: parameters,
+            totalParameterCount: configuration.parameterCount + added)
     }
 
     private func makeBackend() throws(MartletError) -> (any Backend, reason: String?) {

@@ -114,8 +114,6 @@ public struct Recipe: Sendable, Equatable {
     public var memoryLimit: Int?
     /// Tokens that go through a layer at a time.
     public var tileTokens: Int?
-    /// What computes.
-    public var device = Device.cpu
     /// Where to compute.
     public var device = ComputeDevice.auto
     /// CPU threads.
@@ -163,8 +161,6 @@ extension Recipe {
         case merged
     }
 
-    /// What computes.
-    public enum Device: String, Sendable, CaseIterable { case cpu }
 
     /// ``learningRate``, or the method's default.
     public var effectiveLearningRate: Double { learningRate ?? (method == .lora ? 2e-4 : 1e-5) }

@@ -105,7 +105,6 @@ extension RecipeKey {
         .bytes(
             "memory_limit", \.memoryLimit, default: "what the machine has", "most memory to plan for, such as 12GiB"),
         .integer("tile_tokens", \.tileTokens, default: "planned", "tokens that go through a layer at a time"),
-        .choice("device", \.device, "what computes"),
         .choice("device", \.device, "where to compute; auto: the GPU if there is one"),
         .integer("threads", \.threads, default: "all cores", "CPU threads"),
     ]

@@ -42,6 +42,8 @@ package struct OpCase: Sendable {
         (shapes.queryHeads, shapes.keyValueHeads, shapes.headSize) = (self["Q"], self["G"], self["D"])
         (shapes.experts, shapes.expertsPerToken, shapes.expertInner) = (self["E"], self["K"], self["F"])
         (shapes.widest, shapes.rank) = (max(self["I"], self["O"]), self["A"])
+        shapes.dropsOut = scalars["dropout", default: 0] > 0
+        shapes.trainsWeights = inputs["dgateUp.start"] != nil
         let inputBytes = inputs.values.reduce(0) { $0 + roundUp(4 * $1.count, to: 256) + 1024 }
         let bench = try OpBench(backend, shapes: shapes, byteCount: 4 * inputBytes + 1 << 20)
         let results = body(self, bench)

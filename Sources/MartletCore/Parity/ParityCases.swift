@@ -56,5 +56,8 @@ extension Parity {
         .experts(seed: 5, t: 300, h: 9, f: 7, e: 5, k: 2, rank: 2, dropout: 0.2, crowd: .together),
         .experts(seed: 6, t: 257, h: 128, f: 64, e: 8, k: 2),
         .experts(seed: 7, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16, dropout: 0.1, firstRow: 4096),
+        .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16),
+        .experts(seed: 9, t: 1, h: 128, f: 64, e: 8, k: 2, rank: 32),
+        .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together),
     ]
 }
