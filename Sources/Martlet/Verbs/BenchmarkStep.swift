@@ -45,7 +45,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var trainedCount: Int
     /// Seconds of each measured step.
     public var stepSeconds: [Double]
-    /// Loss of each measured step, in nats.
+    /// Loss of each step, those of the warmup first, in nats.
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
@@ -109,8 +109,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             let watch = Stopwatch()
             let loss = try model.benchmarkStep(step, index)
             if index == 0 { first = ProcessMemory.peakByteCount }
-            guard index >= settings.warmup else { continue }
-            result.stepSeconds.append(watch.seconds)
+            if index >= settings.warmup { result.stepSeconds.append(watch.seconds) }
             result.losses.append(loss)
         }
         result.peakByteCount = ProcessMemory.peakByteCount
