@@ -14,7 +14,7 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var keepsWeights = false
     /// Generation: a key/value cache a layer instead of one buffer for all.
     package var caches = false
-    /// Rows of logits that can be read back; 0 in training, where logits never exist whole.
+    /// Rows of logits that can be read back; the logits of a training step never exist whole.
     package var logitRows = 0
 
     package init(stepTokens: Int, tileTokens: Int, maximumLength: Int) {
@@ -45,10 +45,11 @@ package struct Planner {
     /// A plan within `limit` bytes. Free memory is spent on keeping activations, then on keeping decoded weights; too
     /// little is answered by recomputing, then by smaller tiles.
     package func plan(
-        stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, limit: Int
+        stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int
     ) throws(MartletError) -> ExecutionPlan {
         var plan = ExecutionPlan(
             stepTokens: stepTokens, tileTokens: tileTokens ?? Planner.defaultTile, maximumLength: maximumLength)
+        plan.logitRows = logitRows
         while byteCount(plan) > limit, tileTokens == nil, plan.tileTokens > Planner.smallestTile {
             plan.tileTokens = max(plan.tileTokens / 2, Planner.smallestTile)
         }
