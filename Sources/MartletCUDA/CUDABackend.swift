@@ -8,6 +8,7 @@ package final class CUDABackend: Backend {
     package let computeDType: DType
     package let name: String
     package let preferredTileTokens = 16384
+    package let fetchesWeightsSlowly = true
 
     let device: Device
     let blas: BLAS

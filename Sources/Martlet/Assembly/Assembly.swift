@@ -116,7 +116,8 @@ package struct Assembly {
         let limit = recipe.memoryLimit ?? memory.used + memory.plannable
         let plan = try planner.plan(
             stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
-            tileTokens: recipe.tileTokens, limit: max(0, limit - memory.used))
+            tileTokens: recipe.tileTokens, logitRows: recipe.samplePrompts == 0 ? 0 : 1,
+            limit: max(0, limit - memory.used))
         let parameters = planner.parameters
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(
@@ -149,7 +150,14 @@ package struct Assembly {
             totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
+        let samples = try samples(run, model, text)
+        parts.samples = { () throws(MartletError) in try samples.write() }
         return parts
+    }
+
+    private func samples(_ run: Prepared, _ model: Model, _ text: ModelText) throws(MartletError) -> Samples {
+        let count = recipe.samplePrompts ?? (run.plan.keepsWeights ? Samples.defaultCount : 0)
+        return try Samples(model, text, run.data.shown, count: count)
     }
 
     private func facts(_ model: Model, _ deviceReason: String?) -> [TrainingOverview.Row] {

@@ -101,6 +101,8 @@ public struct Recipe: Sendable, Equatable {
     public var loadBestModelAtEnd = false
     /// Steps between rows of metrics.jsonl.
     public var loggingSteps = 1
+    /// Prompts of the validation or training data that the report shows, continued before the training and after it.
+    public var samplePrompts: Int?
     /// Folder for everything the run writes.
     public var outputDir = "output"
     /// `auto`, `never`, or the folder of a checkpoint.

@@ -17,8 +17,8 @@ package struct TrainingParts {
     package var templateDate: TemplateDate?
     /// Writes the result into the output folder, returns what was written.
     package var export: (_ outputFolder: String) throws(MartletError) -> [String]
-    /// Texts generated before and after, for the report; asked for at the end.
-    package var samples: () throws(MartletError) -> [ReportSample] = { () throws(MartletError) in [] }
+    /// Has the model, as it is now, continue a few prompts for the report; asked for before step 1 and at the end.
+    package var samples: () throws(MartletError) -> [SampleText] = { () throws(MartletError) in [] }
 
     package init(
         model: any TrainableModel, training: any StepSource, validation: (any StepSource)? = nil, memory: MemoryPlan,

@@ -47,7 +47,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var trainedCount: Int
     /// Seconds of each measured step.
     public var stepSeconds: [Double]
-    /// Loss of each measured step, in nats.
+    /// Loss of each step, those of the warmup first, in nats.
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
@@ -132,8 +132,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 first = DeviceMemory.peak(of: backend)
                 (result.firstStepSeconds, result.startSeconds) = (watch.seconds, started.seconds)
             }
-            guard index >= settings.warmup else { continue }
-            result.stepSeconds.append(watch.seconds)
+            if index >= settings.warmup { result.stepSeconds.append(watch.seconds) }
             result.losses.append(loss)
         }
         result.peakByteCount = DeviceMemory.peak(of: backend)
