@@ -37,6 +37,14 @@ package final class CUDABackend: Backend {
     /// 1 where activations are bfloat16: the kernels' `-DHALF`.
     var half: KernelDefine { KernelDefine("HALF", computeDType == .bfloat16 ? 1 : 0) }
 
+    /// GPU, driver, libraries, and the ways chosen.
+    package var description: String {
+        let version = device.driverVersion
+        return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
+            + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
+            + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version)"
+    }
+
     /// Bytes of the GPU's memory in use, by this process or any other.
     package var usedByteCount: Int {
         var free = 0, total = 0
