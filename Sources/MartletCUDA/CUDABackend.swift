@@ -16,6 +16,7 @@ package final class CUDABackend: Backend {
     /// How experts are computed where nothing stands against it.
     let expertsPath: ExpertsPath
     let tables: TensorTables
+    let attentionTables: AttentionTables
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 
@@ -29,6 +30,7 @@ package final class CUDABackend: Backend {
         expertsPath = try CUDABackend.expertsPath(capability: device.capability)
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
+        attentionTables = AttentionTables(staging)
     }
 
     /// An empty layout over the scratch memory, for one op.
