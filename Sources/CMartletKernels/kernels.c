@@ -3,8 +3,14 @@
 static const unsigned char common[] = {
 #embed "kernels/common.cuh"
 };
+static const unsigned char element[] = {
+#embed "kernels/element.cuh"
+};
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
+};
+static const unsigned char experts[] = {
+#embed "kernels/experts.cuh"
 };
 static const unsigned char routing[] = {
 #embed "kernels/routing.cu"
@@ -12,8 +18,17 @@ static const unsigned char routing[] = {
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
 };
+static const unsigned char grouped_gemm_sm80[] = {
+#embed "kernels/grouped_gemm_sm80.cu"
+};
 static const unsigned char combine[] = {
 #embed "kernels/combine.cu"
+};
+static const unsigned char bias[] = {
+#embed "kernels/bias.cu"
+};
+static const unsigned char experts_loop[] = {
+#embed "kernels/experts_loop.cu"
 };
 static const unsigned char lora_pack[] = {
 #embed "kernels/lora_pack.cu"
@@ -48,13 +63,39 @@ static const unsigned char reduce[] = {
 static const unsigned char random[] = {
 #embed "kernels/random.cu"
 };
+static const unsigned char router[] = {
+#embed "kernels/router.cu"
+};
+static const unsigned char cross_entropy[] = {
+#embed "kernels/cross_entropy.cu"
+};
+static const unsigned char optimizer[] = {
+#embed "kernels/optimizer.cu"
+};
+static const unsigned char flash[] = {
+#embed "kernels/flash.cuh"
+};
+static const unsigned char attention_flash[] = {
+#embed "kernels/attention_flash.cu"
+};
+static const unsigned char attention_flash_backward[] = {
+#embed "kernels/attention_flash_backward.cu"
+};
+static const unsigned char attention_plain[] = {
+#embed "kernels/attention_plain.cu"
+};
 
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
+    {"element.cuh", element, sizeof element},
     {"sm90.cuh", sm90, sizeof sm90},
+    {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
+    {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
     {"combine.cu", combine, sizeof combine},
+    {"bias.cu", bias, sizeof bias},
+    {"experts_loop.cu", experts_loop, sizeof experts_loop},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
@@ -66,6 +107,13 @@ static const MartletKernelSource sources[] = {
     {"embedding.cu", embedding, sizeof embedding},
     {"reduce.cu", reduce, sizeof reduce},
     {"random.cu", random, sizeof random},
+    {"router.cu", router, sizeof router},
+    {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
+    {"optimizer.cu", optimizer, sizeof optimizer},
+    {"flash.cuh", flash, sizeof flash},
+    {"attention_flash.cu", attention_flash, sizeof attention_flash},
+    {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
+    {"attention_plain.cu", attention_plain, sizeof attention_plain},
 };
 const MartletKernelSource *const martletKernelSources = sources;
 const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

@@ -2,6 +2,7 @@
 //
 // Math       dropout      y (+)= x mask / (1 - p): element i of the step's [rows, width] input is kept when word i % 4 of
 //                         counter i / 4, shifted right by 8, is at least `threshold` = ceil(p 2^24)
+//            fill_uniform x[i] = (2 u - 1) bound, u the upper 24 bits of word 0 of counter i (RandomStream)
 //            fill_normal  x[i] = deviation n[i]: Box-Muller on words (0, 1) and (2, 3) of counter i / 4
 // Shapes     all `element` [total]; `first` is the step's index of element 0 (its row times the width). y may be x.
 // Budget     bytes 2 (3 where it adds) total elements; 1. A Philox call of some 80 instructions for four elements: dropout is
@@ -55,6 +56,18 @@ extern "C" __global__ void __launch_bounds__(256) fill_normal(element* x_N, u64 
             x[i + j] = radius * cosine;
             x[i + j + 1] = radius * sine;
         }
+    }
+    store(x_N + at.first, x, at.count, are_aligned(x_N));
+}
+
+extern "C" __global__ void __launch_bounds__(256) fill_uniform(element* x_N, u64 total, u64 seed, float bound) {
+    const Flat at(total);
+    float x[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        u32 words[4];
+        philox(seed, at.first + i, words);
+        x[i] = ((float)(words[0] >> 8) * 0x1p-23f - 1.0f) * bound;
     }
     store(x_N + at.first, x, at.count, are_aligned(x_N));
 }

@@ -20,19 +20,33 @@ extension CUDABackend {
         }
     }
 
+    /// Uniform numbers, those of `RandomStream`.
+    package func fillUniform(_ x_N: Tensor, bound: Float, seed: UInt64) {
+        device.timed("fillUniform") {
+            launchFlat(
+                "random.cu", "fill_uniform", over: x_N,
+                [.tensor(x_N), .long(x_N.count), .long(Int(truncatingIfNeeded: seed)), .float(bound)])
+        }
+    }
+
     private func launchDropout(_ x_TI: Tensor, _ dropout: Dropout, _ firstRow: Int, _ y_TI: Tensor, adds: Bool) {
         precondition(x_TI.dtype == y_TI.dtype && x_TI.count == y_TI.count)
         let width = x_TI.shape[1]
-        // word >> 8 is a 24-bit fraction; it is at least p exactly when the integer is at least ceil(p 2^24).
-        let threshold = Int((Double(min(dropout.probability, 1)) * 0x1p24).rounded(.up))
         device.timed("dropout") {
             launchFlat(
                 "random.cu", "dropout", over: x_TI,
                 [
                     .tensor(x_TI), .tensor(y_TI), .long(x_TI.count), .long(firstRow * width),
-                    .long(Int(truncatingIfNeeded: dropout.key)), .int(threshold), .float(1 / (1 - dropout.probability)),
+                    .long(Int(truncatingIfNeeded: dropout.key)), .int(dropout.threshold), .float(dropout.scale),
                     .int(adds ? 1 : 0),
                 ])
         }
     }
+}
+
+extension Dropout {
+    /// word >> 8 is a 24-bit fraction; it is at least p exactly when the integer is at least ceil(p 2^24).
+    var threshold: Int { Int((Double(min(probability, 1)) * 0x1p24).rounded(.up)) }
+    /// What is kept grows by this.
+    var scale: Float { 1 / (1 - probability) }
 }

@@ -187,6 +187,24 @@ package struct AdamWSettings: Sendable, Equatable, Codable {
     }
 }
 
+/// One tensor that the optimizer updates, with its state; all float32.
+package struct AdamWParameter: Sendable {
+    package var value: Tensor
+    package var gradient: Tensor
+    package var firstMoment: Tensor
+    package var secondMoment: Tensor
+    /// In place of the settings' own.
+    package var weightDecay: Float
+
+    package init(value: Tensor, gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, weightDecay: Float) {
+        self.value = value
+        self.gradient = gradient
+        self.firstMoment = firstMoment
+        self.secondMoment = secondMoment
+        self.weightDecay = weightDecay
+    }
+}
+
 /// The largest shapes that ops will see, from which a backend sizes its scratch memory. 0 where there is none.
 package struct ScratchShapes: Sendable, Equatable {
     /// Rows of a tile.
@@ -204,6 +222,10 @@ package struct ScratchShapes: Sendable, Equatable {
     package var rank = 0
     /// Whether a backward pass will run.
     package var trains = true
+    /// Whether adapters have dropout.
+    package var dropsOut = false
+    /// Whether the weights themselves are trained.
+    package var trainsWeights = false
 
     package init() {}
 }
