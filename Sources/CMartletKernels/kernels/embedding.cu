@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(256) embedding_backward(
     unpack(load(target, count, aligned), sum);
     for (int first = blockIdx.x; first < tokens; first += 256) {
         const int total = find(tokens_T, tokens, token, first, found);
-#pragma unroll 4
+#pragma unroll 8
         for (int i = 0; i < total; ++i) {
             float dx[8];
             unpack(load(dx_TH + (u64)found[i] * WIDTH + column, count, aligned), dx);

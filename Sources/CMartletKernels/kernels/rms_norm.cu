@@ -6,8 +6,8 @@
 //            partial float [chunks, H]; dw float [H] (reduce.cu adds the partial rows up).
 // Budget     bytes 2 rows H elements forward, 4 backward (H = 2048, 4096 rows, bf16: 33.6 and 67 MB, 7.8 and 15.6 us at 4.3
 //            TB/s); a trained weight reads 2 more. Bound by bytes: a row stays in the registers of its threads between the
-//            sum and the result, all loads of a row are under way at once, and w comes from L1.
-// Launch     -DHALF -DPARAMETER_HALF -DWIDTH=H -DTHREADS (of a row: the power of two from 32 to 256 that gives each at most 64
+//            sum and the result, and all loads, of w too, are under way before the first is waited for.
+// Launch     -DHALF -DPARAMETER_HALF -DWIDTH=H -DTHREADS (of a row: the power of two from 32 to 256 that gives each at most 24
 //            elements); <<<rows / (256 / THREADS) rounded up, 256>>>. rms_norm_weight <<<(H / 2048 rounded up, chunks), 256>>>.
 //            H a multiple of 8: 16-byte accesses, addresses must be aligned so; other widths go element by element.
 // Numerics   float; fixed order of all sums, no atomics.
@@ -37,8 +37,11 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     const element* x_TH, const parameter* weight_H, float epsilon, element* y_TH, int rows) {
     const Part part(rows);
     Eight<element> x[eights];
+    Eight<parameter> w[eights];
 #pragma unroll
     for (int i = 0; i < eights; ++i) x[i] = load(x_TH + part.base + part.column(i), part.count(i), aligned);
+#pragma unroll
+    for (int i = 0; i < eights; ++i) w[i] = load(weight_H + part.column(i), part.count(i), aligned);
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
@@ -52,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     for (int i = 0; i < eights; ++i) {
         float value[8], weight[8];
         unpack(x[i], value);
-        unpack(load(weight_H + part.column(i), part.count(i), aligned), weight);
+        unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) value[j] = weight[j] * (value[j] * scale);
         store(y_TH + part.base + part.column(i), value, part.count(i), aligned);
@@ -64,10 +67,12 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
     int rows) {
     const Part part(rows);
     Eight<element> x[eights], dy[eights], dx[eights];
+    Eight<parameter> w[eights];
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
         x[i] = load(x_TH + part.base + part.column(i), part.count(i), aligned);
         dy[i] = load(dy_TH + part.base + part.column(i), part.count(i), aligned);
+        w[i] = load(weight_H + part.column(i), part.count(i), aligned);
     }
     // Wanted only after the sums, but the wait for memory is theirs too.
 #pragma unroll
@@ -78,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
         float value[8], gradient[8], weight[8];
         unpack(x[i], value);
         unpack(dy[i], gradient);
-        unpack(load(weight_H + part.column(i), part.count(i), aligned), weight);
+        unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             squares += value[j] * value[j];
@@ -94,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
         unpack(x[i], value);
         unpack(dy[i], gradient);
         unpack(dx[i], sum);
-        unpack(load(weight_H + part.column(i), part.count(i), aligned), weight);
+        unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] += weight[j] * gradient[j] * scale - value[j] * pull;
         store(dx_TH + part.base + part.column(i), sum, part.count(i), aligned);
