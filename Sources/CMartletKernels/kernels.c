@@ -3,9 +3,6 @@
 static const unsigned char common[] = {
 #embed "kernels/common.cuh"
 };
-static const unsigned char element[] = {
-#embed "kernels/element.cuh"
-};
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
 };
@@ -87,7 +84,6 @@ static const unsigned char attention_plain[] = {
 
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
-    {"element.cuh", element, sizeof element},
     {"sm90.cuh", sm90, sizeof sm90},
     {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},

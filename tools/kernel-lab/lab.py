@@ -60,7 +60,8 @@ class Module:
         options += os.environ.get("DEFINES", "").encode().split()
         if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
         result = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        log = b" " * must(nvrtc.nvrtcGetProgramLogSize(program))
+        # Two bytes at least: a bytes object of one is shared by the whole interpreter, and NVRTC writes into this one.
+        log = b" " * max(2, must(nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
         if int(result[0]) != 0:
             raise RuntimeError(log.decode())

@@ -101,3 +101,13 @@ __device__ __forceinline__ float quad_sum(float x) {
 
 /// 1 / (1 + exp(-x))
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+/// The largest over the 32 lanes, in each of them; a NaN is passed over.
+__device__ __forceinline__ float warp_maximum(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    return x;
+}
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }

@@ -111,7 +111,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
             guard wrong.isEmpty else {
                 return (
                     false,
-                    "\(wrong.count) of \(all) are wrong: \(wrong.prefix(3).map(\.description).joined(separator: "; "))"
+                    "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
                 )
             }
             return (true, "\(all), \(shortest(most)) apart at most")
