@@ -16,6 +16,8 @@ package final class CUDABackend: Backend {
     /// How experts are computed where nothing stands against it.
     let expertsPath: ExpertsPath
     let tables: TensorTables
+    /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
+    private(set) lazy var cudnnAttention = computeDType == .bfloat16 ? CuDNNAttention(device, staging) : nil
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 

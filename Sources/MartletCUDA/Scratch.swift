@@ -37,6 +37,7 @@ extension CUDABackend {
         if !arena.isMeasuring { scratchMemory = memory }
         blas.reserveWorkspace(in: arena)
         tables.reserve(in: arena)
+        cudnnAttention?.reserve(for: shapes, in: arena)
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.
@@ -53,6 +54,7 @@ extension CUDABackend {
             },
             { self.reserveExperts(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
+            { self.cudnnAttention?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
             { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
             { _ = CrossEntropyScratch(&$0, rows: s.tokens, vocabulary: s.vocabulary, self.computeDType) },
