@@ -17,6 +17,9 @@ package final class CUDABackend: Backend {
     let expertsPath: ExpertsPath
     let tables: TensorTables
     let attentionTables: AttentionTables
+
+    /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
+    private(set) lazy var cudnnAttention = computeDType == .bfloat16 ? CuDNNAttention(device, staging) : nil
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 

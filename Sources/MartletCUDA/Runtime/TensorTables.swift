@@ -100,14 +100,7 @@ final class TensorTables {
             entries[i].firstChunk = Int32(owners.count)
             owners += repeatElement(Int32(i), count: ceilDiv(entries[i].count, table.chunk))
         }
-        entries.withUnsafeBytes { send($0, to: table.address) }
-        owners.withUnsafeBytes { send($0, to: table.ownerAddress) }
-    }
-
-    private func send(_ bytes: UnsafeRawBufferPointer, to address: UInt) {
-        staging.send(bytes.count, to: address) { range, memory in
-            UnsafeMutableRawBufferPointer(start: memory, count: range.count).copyMemory(
-                from: UnsafeRawBufferPointer(rebasing: bytes[range]))
-        }
+        entries.withUnsafeBytes { staging.send($0, to: table.address) }
+        owners.withUnsafeBytes { staging.send($0, to: table.ownerAddress) }
     }
 }
