@@ -16,7 +16,7 @@ extension CPUBackend {
         guard count > 0, let from = source.baseAddress else { return }
         let to: UnsafeMutablePointer<UInt8> = pointer(at: destination.address)
         workers.run(over: count, by: elementsPerTask) { range, _ in
-            convert(
+            convertElements(
                 from + range.lowerBound * dtype.byteCount, dtype,
                 UnsafeMutableRawPointer(to + range.lowerBound * destination.dtype.byteCount), destination.dtype,
                 range.count)
@@ -39,7 +39,7 @@ extension CPUBackend {
 }
 
 /// Copies `count` elements, converting between the floating-point types; other types only to themselves.
-private func convert(
+private func convertElements(
     _ source: UnsafeRawPointer, _ from: DType, _ destination: UnsafeMutableRawPointer, _ to: DType, _ count: Int
 ) {
     switch (from, to) {
