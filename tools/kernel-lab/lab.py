@@ -123,7 +123,7 @@ class Experts:
         m("routing_order", self.E, 1024, self.ids, self.order, self.position, self.offset, self.R)
         m("routing_tiles", 1, 1024, self.offset, self.tiles, self.tile_count)
 
-    def gemm(self, mode):
+    def gemm(self, mode, gate_up=None, dgate_up=None):
         H, F, E, A, R = self.H, self.F, self.E, self.A, self.R
         wide = 2 * F
         dense, inner = [64, 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
@@ -139,11 +139,11 @@ class Experts:
             else:
                 maps += maps
             self.maps[mode] = maps
-        out, act = {UP: (self.gate_up, self.act), DOWN: (self.out, None), DACT: (self.dgate_up, self.act2),
+        out, act = {UP: (self.gate_up, self.act), DOWN: (self.out, None), DACT: (self.dgate_up if dgate_up is None else dgate_up, self.act2),
                     DX: (self.dxr, None)}[mode]
         Module("grouped_gemm_sm90", MODE=mode, HIDDEN=H, INNER=F, TOP_K=self.K, RANK=A)(
             "grouped_gemm", self.grid, 384, *self.maps[mode], a, self.order, self.tiles, self.tile_count, self.weight,
-            self.gate_up, out, act, self.partial, R, shared=231520)
+            self.gate_up if gate_up is None else gate_up, out, act, self.partial, R, shared=231520)
 
     def project(self, source, matrix, p, weighted, gathers):
         Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K)(

@@ -45,12 +45,16 @@ constexpr int steps = base_steps + ceil_div(RANK, 64);
 constexpr int a_bytes = 128 * 64 * 2;
 constexpr int b_bytes = 192 * 64 * 2;
 constexpr int stage_bytes = a_bytes + b_bytes;
-constexpr int stages = 5;
+/// DACT gives one stage to its epilogue, whose loads must be under way before the products end.
+constexpr int stages = MODE == DACT ? 4 : 5;
 /// Each of the 8 consumer warps stages 16 rows x 96 columns; 16 bytes between rows keep the banks apart.
 constexpr int staging_pitch = 96 * 2 + 16;
-constexpr int staging_bytes = 16 * staging_pitch;
+/// Of DACT: 16 rows x 64 columns of the gate and of up, each row 128 bytes in the 128-byte swizzle. Two slots a warp, and the
+/// weights of its 32 rows behind them.
+constexpr int slot_bytes = 2 * 16 * 128;
+constexpr int staging_bytes = MODE == DACT ? 2 * slot_bytes + 32 * 4 : 16 * staging_pitch;
 constexpr int barriers_at = stages * stage_bytes + 8 * staging_bytes;
-static_assert(barriers_at + (stages + 1) * 16 == 231520, "the launch's dynamic shared memory");
+static_assert(barriers_at + (stages + 1) * 16 <= 231520, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -102,21 +106,28 @@ __device__ __forceinline__ void produce(
     const int* order, const Tile* tiles, int total) {
     // Thread i copies 16-byte chunk i % 8 of rows i / 8 + 16 j.
     const int thread = threadIdx.x, chunk = thread % 8, first_row = thread / 8;
-    const u32 swizzled = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
+    const u32 place = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
+    // Lane l holds the source row of the tile's row 4 (thread / 32) + l % 4 + 16 (l / 4): its warp's rows are these 32. The next
+    // tile's are fetched while this one's are copied.
+    const int mine = thread / 32 * 4 + thread % 4 + thread % 32 / 4 * 16;
+    Tile next = tiles[min((int)blockIdx.x, total - 1) / column_tiles];
+    int next_source = gathers ? order[next.row + min(mine, next.count - 1)] / TOP_K : 0;
     for (int index = blockIdx.x; index < total; index += gridDim.x) {
-        const Tile tile = tiles[index / column_tiles];
+        const Tile tile = next;
         const int column = index % column_tiles * tile_columns;
         // Rows past the tile's end are not copied, and nobody reads them.
         const bf16* rows[8];
         if (gathers) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                const int row = min(first_row + 16 * j, tile.count - 1);
-                rows[j] = source + (u64)(order[tile.row + row] / TOP_K) * HIDDEN + chunk * 8;
+                const int row = __shfl_sync(0xffffffffu, next_source, thread % 32 / 8 + 4 * j);
+                rows[j] = source + (u64)row * HIDDEN + chunk * 8;
             }
         }
         for (int step = 0; step < steps; ++step, ring.next()) {
             const int k = step * 64, k_ext = (step - base_steps) * 64;
+            if (step == 0) next = tiles[min(index + (int)gridDim.x, total - 1) / column_tiles];
+            if (gathers && step == steps - 1) next_source = order[next.row + min(mine, next.count - 1)] / TOP_K;
             barrier_wait(ring.empty(), ring.parity ^ 1);
             if (thread == 0) {
                 barrier_expect(ring.full(), gathers && step < base_steps ? b_bytes : stage_bytes);
@@ -133,7 +144,7 @@ __device__ __forceinline__ void produce(
                 const bool inside = k_size % 64 == 0 || k + chunk * 8 < k_size;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
-                    if (first_row + 16 * j < tile.count) copy_async(ring.a() + swizzled + j * 2048, rows[j] + k, inside);
+                    if (first_row + 16 * j < tile.count) copy_async(ring.a() + place + j * 2048, rows[j] + k, inside);
                 }
             }
             copy_async_arrive(ring.full());
@@ -202,8 +213,11 @@ template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96],
 __device__ __forceinline__ int lane_id() {
     int lane;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
+    return lane & 31;
 }
+
+/// Where 16-byte chunk `chunk` of row `row` stands in the 128-byte swizzle.
+__device__ __forceinline__ u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ row % 8) << 4); }
 
 /// 16 rows x 8 `chunks` columns from the warp's staging area to global memory; rows of `to` are `stride` apart. Only `count`
 /// rows and columns below `limit` are written.
@@ -264,63 +278,118 @@ __device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, i
     }
 }
 
-/// dSwiGLU of two neighbouring columns: gate and up become their gradients, dact becomes act. Returns <act, dact>.
-__device__ __forceinline__ float differentiate(u32& gates, u32& ups, u32& dact, float weight) {
-    float act[2], dgate[2], dup[2], sum = 0;
+/// dSwiGLU of two neighbouring columns: gate and up become their gradients. Returns act, and adds <act, dact> to `sum`.
+__device__ __forceinline__ u32 differentiate(u32& gates, u32& ups, float dact0, float dact1, float weight, float& sum) {
+    float act[2], dgate[2], dup[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-        const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
-        const float gradient = e ? high(dact) : low(dact), s = sigmoid(gate);
-        act[e] = gate * s * up;
-        sum += act[e] * gradient;
-        dgate[e] = weight * gradient * up * s * (1 + gate * (1 - s));
-        dup[e] = weight * gradient * gate * s;
+        const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups), dact = e ? dact1 : dact0;
+        const float s = sigmoid(gate), silu = gate * s;
+        act[e] = silu * up;
+        sum += act[e] * dact;
+        dup[e] = weight * dact * silu;
+        dgate[e] = weight * dact * up * (s + silu * (1 - s));
     }
     gates = pack(dgate[0], dgate[1]);
     ups = pack(dup[0], dup[1]);
-    dact = pack(act[0], act[1]);
-    return sum;
+    return pack(act[0], act[1]);
 }
 
-/// The warp's 16 rows of `act` hold dact (finish_rows, just now, still in the cache); 24 lanes take 8 columns each of a row,
-/// of four rows at a time. In the accumulator's layout this needed more registers than there are.
+/// Starts the copies of part `part` (0 ..< 3 of the warp's first 16 rows, 3 ..< 6 of those 64 rows on) of gateUp into its slot.
+__device__ __forceinline__ void fetch_gates(u32 staging, int part, int row, int count, int column, const bf16* gate_up) {
+    const int lane = lane_id(), first = lane / 8 + part / 3 * 64, at = column + part % 3 * 64 + lane % 8 * 8;
+    const bf16* from = gate_up + (u64)(row + first) * 2 * INNER + at;
+    const u32 corner = staging + part % 2 * slot_bytes + swizzled(lane / 8, lane % 8);
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) {
+        if (first + i < count) {
+            const u32 to = (corner ^ i * 16 % 128) + i * 128;
+            copy_async(to, from + i * 2 * INNER, at < INNER);
+            copy_async(to + slot_bytes / 2, from + i * 2 * INNER + INNER, at < INNER);
+        }
+    }
+    copy_async_commit();
+}
+
+/// What the epilogue of DACT needs is fetched before the products: two parts of gateUp, the weights of the warp's rows.
+__device__ __forceinline__ void prepare_dact(
+    u32 staging, int row, int count, int column, const int* order, const float* weights, const bf16* gate_up) {
+    fetch_gates(staging, 0, row, count, column, gate_up);
+    fetch_gates(staging, 1, row, count, column, gate_up);
+    const int lane = lane_id(), mine = lane % 16 + lane / 16 * 64;
+    if (mine < count) store_shared32(staging + 2 * slot_bytes + lane * 4, __float_as_uint(weights[order[row + mine]]));
+}
+
+/// 16 rows x 64 columns of a slot's half to global memory.
+__device__ __forceinline__ void flush_swizzled(u32 from, bf16* to, int stride, int count, int limit) {
+    const int lane = lane_id(), first = lane / 8;
+    to += (u64)first * stride + lane % 8 * 8;
+    from += swizzled(first, lane % 8);
+    const int last = lane % 8 * 8 < limit ? min(count, 16) : 0;
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) {
+        if (first + i < last) store128(to + (u64)i * stride, load_shared128((from ^ i * 16 % 128) + i * 128));
+    }
+}
+
+/// The warp's 16 rows of half `half`: each part is differentiated in its slot, written out, and the slot filled with the part
+/// after the next.
 __device__ __forceinline__ void finish_dact(
-    int row, int count, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up, bf16* act,
+    const float (&dact)[96], int half, u32 staging, int row, int count, int column, const bf16* gate_up, bf16* dgate_up, bf16* act,
     float* partial) {
-    constexpr int batch = 4;
-    const int lane = lane_id(), at = column + lane * 8;
-    const bool inside = lane < 24 && at < INNER;
-    const float row_weight = weights[order[row + min(lane % 16, count - 1)]];
-    __syncwarp();
-#pragma unroll 1
-    for (int first = 0; first < min(count, 16); first += batch) {
-        Vector gate[batch], up[batch], unit[batch];
+    float weight[2], sum[2] = {};
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            const u64 r = row + min(first + i, count - 1);
-            gate[i] = up[i] = unit[i] = Vector{0, 0, 0, 0};
-            if (!inside) continue;
-            gate[i] = *(const Vector*)(gate_up + r * 2 * INNER + at);
-            up[i] = *(const Vector*)(gate_up + r * 2 * INNER + INNER + at);
-            unit[i] = *(const Vector*)(act + r * INNER + at);
+    for (int part = 0; part < 3; ++part) {
+        const u32 slot = staging + (3 * half + part) % 2 * slot_bytes;
+        copy_async_wait<1>();
+        __syncwarp();
+        const int lane = lane_id();
+        const u32 corner = slot + swizzled(lane % 16, lane / 16);
+        if (part == 0) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                weight[i] = __uint_as_float(load_shared32(staging + 2 * slot_bytes + (16 * half + 8 * i + lane / 4) * 4));
+            }
         }
+        u32 unit[16];
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            const u64 r = row + first + i;
-            const float weight = __shfl_sync(0xffffffffu, row_weight, first + i);
-            float sum = differentiate(gate[i].x, up[i].x, unit[i].x, weight);
-            sum += differentiate(gate[i].y, up[i].y, unit[i].y, weight);
-            sum += differentiate(gate[i].z, up[i].z, unit[i].z, weight);
-            sum += differentiate(gate[i].w, up[i].w, unit[i].w, weight);
+        for (int j = 0; j < 8; j += 2) {
+            const u32 at = corner ^ j * 16;
+            u32 gate[4], up[4];
+            load_matrices(gate, at);
+            load_matrices(up, at + slot_bytes / 2);
 #pragma unroll
-            for (int d = 1; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-            if (first + i >= min(count, 16)) continue;
-            if (lane == 0) partial[r] = sum;
-            if (!inside) continue;
-            store128(dgate_up + r * 2 * INNER + at, gate[i]);
-            store128(dgate_up + r * 2 * INNER + INNER + at, up[i]);
-            store128(act + r * INNER + at, unit[i]);
+            for (int i = 0; i < 4; ++i) {
+                const int at = 32 * part + 4 * j + 2 * i;
+                unit[2 * j + i] = differentiate(gate[i], up[i], dact[at], dact[at + 1], weight[i % 2], sum[i % 2]);
+            }
+            store_matrices(at, gate[0], gate[1], gate[2], gate[3]);
+            store_matrices(at + slot_bytes / 2, up[0], up[1], up[2], up[3]);
         }
+        const int first = column + 64 * part, rows = count - 64 * half, limit = INNER - first;
+        const u64 top = row + 64 * half;
+        bf16* to = dgate_up + top * 2 * INNER + first;
+        __syncwarp();
+        flush_swizzled(slot, to, 2 * INNER, rows, limit);
+        flush_swizzled(slot + slot_bytes / 2, to + INNER, 2 * INNER, rows, limit);
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+            store_matrices(corner ^ j * 16, unit[2 * j], unit[2 * j + 1], unit[2 * j + 2], unit[2 * j + 3]);
+        }
+        __syncwarp();
+        flush_swizzled(slot, act + top * INNER + first, INNER, rows, limit);
+        __syncwarp();
+        // Past the last part an empty group is committed, so that one group is always the younger.
+        if (3 * half + part < 4) fetch_gates(staging, 3 * half + part + 2, row, count, column, gate_up);
+        else copy_async_commit();
+    }
+    const int lane = lane_id();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float total = quad_sum(sum[i]);
+        const int r = 64 * half + 8 * i + lane / 4;
+        if (lane % 4 == 0 && r < count) partial[row + r] = total;
     }
 }
 
@@ -335,21 +404,21 @@ __device__ __forceinline__ void consume(
     for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
-        float d[2][96];
+        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
+        if (MODE == DACT) prepare_dact(staging, row, count, column, order, weights, gate_up);
+        float d[2][96] = {};
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
-        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (count <= 64 * half) break;
-            if (MODE == UP) finish_up(d[half], staging, row + 64 * half, count - 64 * half, column, out, act);
-            else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, MODE == DACT ? act : out);
-        }
-#pragma unroll 1
-        for (int first = 0; MODE == DACT && first < min(count, 128); first += 64) {
-            finish_dact(row + first, count - first, column, order, weights, gate_up, out, act,
-                        partial + (u64)(index % column_tiles) * row_total);
+            const int at = row + 64 * half, rows = count - 64 * half;
+            if (rows <= 0) break;
+            if (MODE == UP) finish_up(d[half], staging, at, rows, column, out, act);
+            else if (MODE == DACT) {
+                finish_dact(d[half], half, staging, row, count, column, gate_up, out, act,
+                            partial + (u64)(index % column_tiles) * row_total);
+            } else finish_rows(d[half], staging, at, rows, column, out);
         }
     }
 }

@@ -10,6 +10,12 @@
 // Reference  CPUBackend.route.
 #include "common.cuh"
 
+/// An expert of at most so many tiles is bound by the bytes of its weights; larger ones by the products.
+#ifndef LIGHT
+#define LIGHT 1
+#endif
+constexpr int light_tiles = LIGHT;
+
 /// Sum over the block of 1024 threads, in every thread.
 __device__ __forceinline__ int block_sum(int x, int* shared) {
     x = __reduce_add_sync(0xffffffffu, x);
@@ -63,15 +69,28 @@ extern "C" __global__ void __launch_bounds__(1024) routing_order(
     }
 }
 
+/// How many of `others` tiles stand before tile `i` of `mine` when both are spread evenly: those j whose (2 j + 1) / others is
+/// smaller than (2 i + 1) / mine, or the same if `second`.
+__device__ __forceinline__ int before(int i, int mine, int others, bool second) {
+    const long long n = (2ll * i + 1) * others - mine;
+    if (n < 0) return 0;
+    return second ? n / (2 * mine) + 1 : (n + 2 * mine - 1) / (2 * mine);
+}
+
 extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offset_E1, Tile* tiles, int* tile_count) {
     __shared__ int shared[32];
     const int expert = threadIdx.x;
     const int start = expert < EXPERTS ? offset_E1[expert] : 0;
     const int count = expert < EXPERTS ? offset_E1[expert + 1] - start : 0;
-    int total;
-    int index = block_scan(ceil_div(count, tile_rows), shared, total);
-    for (int row = 0; row < count; row += tile_rows) {
-        tiles[index++] = Tile{expert, start + row, min(tile_rows, count - row), 0};
+    const int own = ceil_div(count, tile_rows);
+    const bool light = own <= light_tiles;
+    int lights, heavies;
+    const int light_before = block_scan(light ? own : 0, shared, lights);
+    const int heavy_before = block_scan(light ? 0 : own, shared, heavies);
+    for (int i = 0; i < own; ++i) {
+        const int at = (light ? light_before : heavy_before) + i, row = i * tile_rows;
+        const int index = at + (light ? before(at, lights, heavies, true) : before(at, heavies, lights, false));
+        tiles[index] = Tile{expert, start + row, min(tile_rows, count - row), 0};
     }
-    if (threadIdx.x == 0) *tile_count = total;
+    if (threadIdx.x == 0) *tile_count = lights + heavies;
 }
