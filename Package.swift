@@ -46,7 +46,7 @@ let package = Package(
         // Floor 4: the public library.
         .target(
             name: "Martlet",
-            dependencies: ["MartletCore", "MartletCPU", "MartletData", "MartletModel", "Yams"],
+            dependencies: ["MartletCore", "MartletCPU", "MartletCUDA", "MartletData", "MartletModel", "Yams"],
             swiftSettings: strict),
 
         // The door.

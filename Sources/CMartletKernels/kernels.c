@@ -3,8 +3,14 @@
 static const unsigned char common[] = {
 #embed "kernels/common.cuh"
 };
+static const unsigned char element[] = {
+#embed "kernels/element.cuh"
+};
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
+};
+static const unsigned char experts[] = {
+#embed "kernels/experts.cuh"
 };
 static const unsigned char routing[] = {
 #embed "kernels/routing.cu"
@@ -12,8 +18,17 @@ static const unsigned char routing[] = {
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
 };
+static const unsigned char grouped_gemm_sm80[] = {
+#embed "kernels/grouped_gemm_sm80.cu"
+};
 static const unsigned char combine[] = {
 #embed "kernels/combine.cu"
+};
+static const unsigned char bias[] = {
+#embed "kernels/bias.cu"
+};
+static const unsigned char experts_loop[] = {
+#embed "kernels/experts_loop.cu"
 };
 static const unsigned char lora_pack[] = {
 #embed "kernels/lora_pack.cu"
@@ -24,16 +39,65 @@ static const unsigned char lora_project[] = {
 static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
 };
+static const unsigned char elements[] = {
+#embed "kernels/elements.cuh"
+};
+static const unsigned char random_header[] = {
+#embed "kernels/random.cuh"
+};
+static const unsigned char elementwise[] = {
+#embed "kernels/elementwise.cu"
+};
+static const unsigned char rms_norm[] = {
+#embed "kernels/rms_norm.cu"
+};
+static const unsigned char rotate[] = {
+#embed "kernels/rotate.cu"
+};
+static const unsigned char embedding[] = {
+#embed "kernels/embedding.cu"
+};
+static const unsigned char reduce[] = {
+#embed "kernels/reduce.cu"
+};
+static const unsigned char random[] = {
+#embed "kernels/random.cu"
+};
+static const unsigned char router[] = {
+#embed "kernels/router.cu"
+};
+static const unsigned char cross_entropy[] = {
+#embed "kernels/cross_entropy.cu"
+};
+static const unsigned char optimizer[] = {
+#embed "kernels/optimizer.cu"
+};
 
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
+    {"element.cuh", element, sizeof element},
     {"sm90.cuh", sm90, sizeof sm90},
+    {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
+    {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
     {"combine.cu", combine, sizeof combine},
+    {"bias.cu", bias, sizeof bias},
+    {"experts_loop.cu", experts_loop, sizeof experts_loop},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+    {"elements.cuh", elements, sizeof elements},
+    {"random.cuh", random_header, sizeof random_header},
+    {"elementwise.cu", elementwise, sizeof elementwise},
+    {"rms_norm.cu", rms_norm, sizeof rms_norm},
+    {"rotate.cu", rotate, sizeof rotate},
+    {"embedding.cu", embedding, sizeof embedding},
+    {"reduce.cu", reduce, sizeof reduce},
+    {"random.cu", random, sizeof random},
+    {"router.cu", router, sizeof router},
+    {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
+    {"optimizer.cu", optimizer, sizeof optimizer},
 };
 const MartletKernelSource *const martletKernelSources = sources;
 const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

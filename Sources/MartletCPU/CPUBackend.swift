@@ -8,6 +8,7 @@ package final class CPUBackend: Backend {
     package let computeDType = DType.float32
     package let name: String
     package let preferredTileTokens = 2048
+    package let fetchesWeightsSlowly = false
 
     let workers: Workers
     let product: MatrixProduct

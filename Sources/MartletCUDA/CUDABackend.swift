@@ -4,13 +4,18 @@ package import MartletCore
 ///
 /// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
 /// same bytes.
-package final class CUDABackend {
+package final class CUDABackend: Backend {
     package let computeDType: DType
     package let name: String
+    package let preferredTileTokens = 16384
+    package let fetchesWeightsSlowly = true
 
     let device: Device
     let blas: BLAS
     let staging: Staging
+    /// How experts are computed where nothing stands against it.
+    let expertsPath: ExpertsPath
+    let tables: TensorTables
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 
@@ -21,7 +26,9 @@ package final class CUDABackend {
         device = try Device(index: index)
         blas = try BLAS(device)
         staging = try Staging(device)
-        name = "\(device.name), \(computeDType == .bfloat16 ? "bf16" : "fp32")"
+        expertsPath = try CUDABackend.expertsPath(capability: device.capability)
+        name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
+        tables = TensorTables(staging)
     }
 
     /// An empty layout over the scratch memory, for one op.
@@ -29,6 +36,16 @@ package final class CUDABackend {
 
     /// 1 where activations are bfloat16: the kernels' `-DHALF`.
     var half: KernelDefine { KernelDefine("HALF", computeDType == .bfloat16 ? 1 : 0) }
+
+    /// Bytes of the GPU's memory in use, by this process or any other.
+    package var usedByteCount: Int {
+        var free = 0, total = 0
+        device.check(device.driver.memoryInfo(&free, &total), "its memory")
+        return total - free
+    }
+
+    /// Bytes that an arena may take: what is free, less room for kernels and libraries, which load at their first use.
+    package var plannableByteCount: Int { max(0, device.totalByteCount - usedByteCount - 1 << 30) }
 
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {

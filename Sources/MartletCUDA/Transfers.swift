@@ -90,7 +90,7 @@ extension CUDABackend {
             let elements = range.lowerBound / size..<range.upperBound / size
             let bytes = UnsafeRawBufferPointer(
                 start: from + elements.lowerBound * dtype.byteCount, count: elements.count * dtype.byteCount)
-            convert(bytes, dtype, memory, destination.dtype, elements.count)
+            convertOnHost(bytes, dtype, memory, destination.dtype, elements.count)
         }
     }
 
@@ -114,7 +114,7 @@ extension CUDABackend {
 }
 
 /// Converts between the floating-point types by way of float32.
-private func convert(
+private func convertOnHost(
     _ source: UnsafeRawBufferPointer, _ from: DType, _ destination: UnsafeMutableRawPointer, _ to: DType, _ count: Int
 ) {
     let piece = 1 << 14

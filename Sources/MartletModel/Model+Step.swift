@@ -40,6 +40,15 @@ extension Model {
         return tiles.flatMap { tile in floats(logits(of: finalHidden.rows(tile.rows))) }
     }
 
+    /// The likeliest token after each sequence of a step; `plan.logitRows` must be at least 1.
+    package func likeliestNext(_ step: PackedStep) throws(MartletError) -> [Int32] {
+        _ = try forward(step, try begin(step))
+        return step.offsets.dropFirst().map { end in
+            let logits = floats(logits(of: finalHidden.rows(end - 1..<end)))
+            return Int32(logits.indices.reduce(0) { logits[$1] > logits[$0] ? $1 : $0 })
+        }
+    }
+
     // MARK: Stations
 
     /// Checks a step against the plan and puts its ids where the ops read them.

@@ -1,11 +1,14 @@
 """Compiles the expert kernels with NVRTC and launches them on torch's memory: the ground that check.py and bench.py share.
-Needs torch and cuda-bindings, and a Hopper GPU. Nothing here is part of the product."""
+Needs torch and cuda-bindings, and a Hopper GPU, or BACKEND=portable and an Ampere GPU or newer, with TILE=columns,step,stages as
+in grouped_gemm_sm80.cu. Nothing here is part of the product."""
 import ctypes, glob, os
 import torch
 from cuda.bindings import driver, nvrtc
 
 kernels = os.environ.get("KERNELS") or os.path.join(
     os.path.dirname(os.path.abspath(__file__)), "../../Sources/CMartletKernels/kernels")
+portable = os.environ.get("BACKEND") == "portable"
+TILE_COLUMNS, STEP, STAGES = map(int, os.environ.get("TILE", "128,64,3").split(","))
 UP, DOWN, DACT, DX = range(4)
 bf16 = torch.bfloat16
 
@@ -50,7 +53,9 @@ class Module:
         program = must(nvrtc.nvrtcCreateProgram(
             read(f"{kernels}/{name}.cu"), name.encode(), len(headers), [read(h) for h in headers],
             [os.path.basename(h).encode() for h in headers]))
-        options = [b"--gpu-architecture=sm_90a", b"-std=c++17", b"-default-device", b"-lineinfo"]
+        architecture = "sm_%d%d" % torch.cuda.get_device_capability()
+        if architecture == "sm_90": architecture += "a"
+        options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17", b"-default-device", b"-lineinfo"]
         options += [f"-D{k}={v}".encode() for k, v in defines.items()]
         options += os.environ.get("DEFINES", "").encode().split()
         if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
@@ -102,7 +107,7 @@ class Experts:
         # One row more than needed: it must stay NaN.
         self.gate_up, self.act, self.out = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
         self.dgate_up, self.act2, self.dxr = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
-        self.partial_count = -(-F // 192)
+        self.partial_count = -(-F // (TILE_COLUMNS if portable else 192))
         self.partial = poison(self.partial_count, R, dtype=torch.float32)
         self.dweight = poison(R, dtype=torch.float32)
         if A:
@@ -123,8 +128,15 @@ class Experts:
         m("routing_order", self.E, 1024, self.ids, self.order, self.position, self.offset, self.R)
         m("routing_tiles", 1, 1024, self.offset, self.tiles, self.tile_count)
 
-    def gemm(self, mode, gate_up=None, dgate_up=None):
+    def gemm(self, mode, in_place=False):
+        """`in_place`: dgateUp goes where gateUp stands."""
         H, F, E, A, R = self.H, self.F, self.E, self.A, self.R
+        out, act = {UP: (self.gate_up, self.act), DOWN: (self.out, None), DACT: (self.dgate_up, self.act2),
+                    DX: (self.dxr, None)}[mode]
+        defines = dict(MODE=mode, HIDDEN=H, INNER=F, TOP_K=self.K, RANK=A)
+        rest = (self.order, self.tiles, self.tile_count, self.weight, self.gate_up, self.gate_up if in_place else out, act,
+                self.partial, R)
+        if portable: return self.gemm_portable(mode, defines, rest)
         wide = 2 * F
         dense, inner = [64, 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
         a, k = {UP: (self.x, H), DOWN: (self.act, F), DACT: (self.dy, H), DX: (self.dgate_up, wide)}[mode]
@@ -139,11 +151,17 @@ class Experts:
             else:
                 maps += maps
             self.maps[mode] = maps
-        out, act = {UP: (self.gate_up, self.act), DOWN: (self.out, None), DACT: (self.dgate_up if dgate_up is None else dgate_up, self.act2),
-                    DX: (self.dxr, None)}[mode]
-        Module("grouped_gemm_sm90", MODE=mode, HIDDEN=H, INNER=F, TOP_K=self.K, RANK=A)(
-            "grouped_gemm", self.grid, 384, *self.maps[mode], a, self.order, self.tiles, self.tile_count, self.weight,
-            self.gate_up if gate_up is None else gate_up, out, act, self.partial, R, shared=231520)
+        Module("grouped_gemm_sm90", **defines)("grouped_gemm", self.grid, 384, *self.maps[mode], a, *rest, shared=231520)
+
+    def gemm_portable(self, mode, defines, rest):
+        rows, b, outputs = {UP: (self.x, self.wgu, 2 * self.F), DOWN: (self.act, self.wd, self.H),
+                            DACT: (self.dy, self.wd, self.F), DX: (self.dgate_up, self.wgu, self.H)}[mode]
+        a_ext, b_ext = {UP: (self.p1, self.b1), DOWN: (self.p2, self.b2), DACT: (self.q2, self.a2),
+                        DX: (self.q1, self.a1)}[mode] if self.A else (None, None)
+        grid = (self.R // 128 + self.E) * -(-outputs // TILE_COLUMNS)
+        Module("grouped_gemm_sm80", TILE_COLUMNS=TILE_COLUMNS, STEP=STEP, STAGES=STAGES, **defines)(
+            "grouped_gemm", int(os.environ.get("GRID", grid)), TILE_COLUMNS, rows, b, a_ext, b_ext, rows, *rest,
+            shared=STAGES * STEP * 2 * (128 + TILE_COLUMNS))
 
     def project(self, source, matrix, p, weighted, gathers):
         Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K)(

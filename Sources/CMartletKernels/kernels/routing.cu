@@ -94,3 +94,9 @@ extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offs
     }
     if (threadIdx.x == 0) *tile_count = lights + heavies;
 }
+
+/// The inverse of an order that is there already: position[order[i]] = i. <<<R / 256 rounded up, 256>>>
+extern "C" __global__ void __launch_bounds__(256) routing_position(const int* order, int* position, int rows) {
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    if (i < rows) position[order[i]] = i;
+}

@@ -50,6 +50,14 @@ __device__ __forceinline__ void tensor_load(u32 to, const TensorMap& map, u32 ba
                  ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z) : "memory");
 }
 
+// MARK: Stored matrices
+
+/// The reverse of an ldmatrix, not transposed.
+__device__ __forceinline__ void store_matrices(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+                 ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
+}
+
 // MARK: Register budgets
 
 template <int N> __device__ __forceinline__ void register_increase() {

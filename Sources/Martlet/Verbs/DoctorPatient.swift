@@ -30,10 +30,6 @@ struct Patient {
         self.plan = plan
     }
 
-    func loss(_ backend: CPUBackend, threads: Int?) throws(MartletError) -> Double {
-        try Model(try Checkpoint(folder: folder.path), ModelSettings(.inference), plan, backend).evaluate(step).loss
-    }
-
     /// Compares the gradient of each group along a random direction with the central difference of the loss.
     func gradientVerdict(_ settings: ModelSettings) throws(MartletError) -> (isSound: Bool, detail: String) {
         let model = try Model(try Checkpoint(folder: folder.path), settings, plan, CPUBackend())

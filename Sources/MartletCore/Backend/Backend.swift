@@ -14,6 +14,8 @@ package protocol Backend: AnyObject {
     var computeDType: DType { get }
     /// Rows of a tile from which on more rows are not faster.
     var preferredTileTokens: Int { get }
+    /// Whether reading a weight again costs far more than computing with it: memory then goes to weights first.
+    var fetchesWeightsSlowly: Bool { get }
 
     // MARK: Memory
 

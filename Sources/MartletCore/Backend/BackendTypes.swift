@@ -222,6 +222,10 @@ package struct ScratchShapes: Sendable, Equatable {
     package var rank = 0
     /// Whether a backward pass will run.
     package var trains = true
+    /// Whether adapters have dropout.
+    package var dropsOut = false
+    /// Whether the weights themselves are trained.
+    package var trainsWeights = false
 
     package init() {}
 }

@@ -1,0 +1,344 @@
+// The four grouped GEMMs of a layer's experts on any GPU from Ampere on, one kernel specialised by MODE.
+//
+// Math       UP    gateUp_RF = x[token] Wgu^T + p1 B1^T,  act = silu(gate) * up
+//            DOWN  out_RH   = act Wd^T + p2 B2^T
+//            DACT  dact_RF  = dy[token] Wd + q2 A2; dgateUp_RF = weight * dSwiGLU(gateUp, dact), act again,
+//                  partial[n][r] = <act, dact> over the columns of tile n (their sum is the routing weight's gradient)
+//            DX    dx_RH    = dgateUp Wgu + q1 A1
+//            The adapter is one more step of K: [x | p] [W | B]. p1, p2, q1, q2 [R, r] carry its scale (lora_project.cu).
+// Shapes     rows in the order of `order_R`; Wgu [E, 2F, H] (gate rows first) and Wd [E, H, F] as in checkpoints; A [E, r, I],
+//            B [E, O, r]; partial [ceil(F / TILE_COLUMNS), R]. F and H multiples of 8, r of 8; edges of tiles are
+//            predicated, so any counts of rows are right.
+// Budget     UP and DX 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
+//            once (while an expert's tiles are together in L2), inputs once, outputs once.
+// Design     a ring of STAGES steps of K filled by cp.async; each warp multiplies 64 rows x 64 columns, its operands for the
+//            next 16 of K fetched under the products of these. A tile of at most 64 rows: 64 rows x 32 columns a warp. Two
+//            small blocks a multiprocessor, so that one's epilogue runs under the other's products.
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter) -DTILE_COLUMNS -DSTEP -DSTAGES; TILE_COLUMNS threads;
+//            STAGES * STEP * 2 * (128 + TILE_COLUMNS) bytes of dynamic shared memory; any grid, best
+//            (R / 128 + E) * ceil(O / TILE_COLUMNS), O = 2F (UP), H (DOWN, DX), F (DACT). Candidates:
+//              TILE_COLUMNS STEP STAGES  bytes   blocks a multiprocessor
+//              128          64   3        98304  2 on sm_90 and sm_100, 1 elsewhere
+//              128          32   4        65536  2 on sm_80
+//              128          32   3        49152  2 on sm_86, 89, 120
+//              256          64   3       147456  1, not on sm_86, 89, 120
+//            Arguments: a (DOWN act [R, F], DX dgateUp [R, 2F]; unused where rows are gathered), b (UP, DX Wgu; DOWN, DACT Wd),
+//            a_ext (p1, p2, q2, q1 of UP, DOWN, DACT, DX), b_ext (B1, B2, A2, A1), then as grouped_gemm_sm90.cu: source (UP x,
+//            DACT dy), order, tiles, tile_count, weights, gate_up, out (UP gateUp, DACT dgateUp), act (UP, may be null; DACT),
+//            partial, row_total = R.
+// Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
+//            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp.
+// Reference  CPUBackend.experts / expertsBackward; NVIDIA's PTX ISA manual, "mma.m16n8k16", "ldmatrix", "cp.async".
+#include "experts.cuh"
+
+#ifndef TILE_COLUMNS
+#define TILE_COLUMNS 128
+#define STEP 64
+#define STAGES 3
+#endif
+
+constexpr bool gathers = MODE == UP || MODE == DACT;
+constexpr bool b_transposed = MODE == DACT || MODE == DX;
+constexpr int k_size = MODE == UP || MODE == DACT ? HIDDEN : MODE == DOWN ? INNER : 2 * INNER;
+constexpr int columns = MODE == UP || MODE == DACT ? INNER : HIDDEN;
+/// Output columns of a tile; UP has the gate and the up column of each.
+constexpr int tile_outputs = MODE == UP ? TILE_COLUMNS / 2 : TILE_COLUMNS;
+constexpr int column_tiles = ceil_div(columns, tile_outputs);
+constexpr int base_steps = ceil_div(k_size, STEP);
+constexpr int steps = base_steps + ceil_div(RANK, STEP);
+/// Multiples of 16 of K: in a step, and those of the last one that are not all zero.
+constexpr int units = STEP / 16;
+constexpr int last_units = ((RANK ? RANK : k_size) - 1) / 16 % units + 1;
+
+constexpr int threads = TILE_COLUMNS;
+constexpr int a_bytes = tile_rows * STEP * 2;
+constexpr int stage_bytes = a_bytes + TILE_COLUMNS * STEP * 2;
+/// The finished tile takes the ring's place; 16 bytes between rows keep the banks apart.
+constexpr int staging_pitch = TILE_COLUMNS * 2 + 16;
+static_assert(tile_rows * staging_pitch <= STAGES * stage_bytes, "the finished tile fits into the ring");
+static_assert(STEP == 32 || STEP == 64, "the swizzles below");
+
+/// Where 16-byte chunk `chunk` of row `row` stands: rows of STEP along K (of A, and of W as stored), swizzled so that eight
+/// rows' same chunk lies in all banks.
+__device__ __forceinline__ int k_place(int row, int chunk) {
+    return row * STEP * 2 + ((chunk ^ (STEP == 64 ? row % 8 : row / 2 % 4)) << 4);
+}
+/// The same for rows of TILE_COLUMNS (one for each k, of a W that is multiplied as stored).
+__device__ __forceinline__ int column_place(int row, int chunk) {
+    return row * TILE_COLUMNS * 2 + ((chunk ^ (row % 8)) << 4);
+}
+
+// MARK: Filling the ring
+
+/// Thread i copies chunk i % chunks of rows i / chunks + apart * j.
+constexpr int chunks = STEP / 8;
+constexpr int apart = threads / chunks;
+constexpr int a_copies = tile_rows / apart;
+constexpr int b_copies = TILE_COLUMNS / apart;
+
+/// What one tile multiplies: its rows of A and its expert's matrices.
+struct Operands {
+    /// This thread's rows; without a gather only the first, and the others follow.
+    const bf16* rows[gathers ? a_copies : 1];
+    const bf16 *b, *a_ext, *b_ext;
+    int count, column;
+
+    __device__ __forceinline__ Operands(
+        const bf16* a, const bf16* b, const bf16* a_ext, const bf16* b_ext, const int* order, const Tile& tile, int column)
+        : b(b + (u64)tile.expert * HIDDEN * INNER * (MODE == UP || MODE == DX ? 2 : 1)),
+          a_ext(a_ext + (u64)tile.row * RANK), b_ext(b_ext + (u64)tile.expert * RANK * (MODE == UP ? 2 * INNER : columns)),
+          count(tile.count), column(column) {
+        const int first = threadIdx.x / chunks;
+#pragma unroll
+        for (int j = 0; j < (gathers ? a_copies : 1); ++j) {
+            const int row = tile.row + min(first + apart * j, count - 1);
+            rows[j] = a + (u64)(gathers ? order[row] / TOP_K : row) * k_size;
+        }
+    }
+    __device__ __forceinline__ const bf16* row(int j) const { return gathers ? rows[j] : rows[0] + j * apart * k_size; }
+};
+
+/// Rows past the tile's end are not copied, and what they give is not stored.
+template <int width, class Row> __device__ __forceinline__ void fetch_a(u32 to, int k, int count, Row row) {
+    const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
+    const bool inside = width % STEP == 0 || k + chunk * 8 < width;
+#pragma unroll
+    for (int j = 0; j < a_copies; ++j) {
+        if (first + apart * j >= count) continue;
+        copy_async(to + k_place(first, chunk) + j * apart * STEP * 2, row(j) + k + chunk * 8, inside);
+    }
+}
+
+template <int width> __device__ __forceinline__ void fetch_b(u32 to, const bf16* matrix, int k, int column) {
+    if (b_transposed) {
+        constexpr int wide = TILE_COLUMNS / 8;
+        const int chunk = threadIdx.x % wide, first = threadIdx.x / wide, at = column + chunk * 8;
+        const bool inside = columns % TILE_COLUMNS == 0 || at < columns;
+#pragma unroll
+        for (int row = first, j = 0; j < units * 2; ++j, row += 8) {
+            copy_async(to + column_place(first, chunk) + j * 8 * TILE_COLUMNS * 2, matrix + (u64)(k + row) * columns + at,
+                       inside && (width % STEP == 0 || k + row < width));
+        }
+    } else {
+        const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
+        const bool inside = width % STEP == 0 || k + chunk * 8 < width;
+#pragma unroll
+        for (int j = 0; j < b_copies; ++j) {
+            const bool up = MODE == UP && j >= b_copies / 2;
+            const int at = column + first + apart * j - (up ? tile_outputs : 0);
+            copy_async(to + k_place(first, chunk) + j * apart * STEP * 2,
+                       matrix + (u64)(at + (up ? INNER : 0)) * width + k + chunk * 8,
+                       inside && (columns % tile_outputs == 0 || at < columns));
+        }
+    }
+}
+
+/// Step `step` of K, or nothing after the last: first its part of A, then of B.
+template <bool second> __device__ __forceinline__ void fetch(u32 slot, const Operands& operands, int step) {
+    const int k = step * STEP, k_ext = k - base_steps * STEP;
+    if (step < base_steps) {
+        if (second) fetch_b<k_size>(slot + a_bytes, operands.b, k, operands.column);
+        else fetch_a<k_size>(slot, k, operands.count, [&](int j) { return operands.row(j); });
+    } else if (RANK && step < steps) {
+        if (second) fetch_b<RANK>(slot + a_bytes, operands.b_ext, k_ext, operands.column);
+        else fetch_a<RANK>(slot, k_ext, operands.count, [&](int j) {
+            return operands.a_ext + (threadIdx.x / chunks + apart * j) * RANK;
+        });
+    }
+    if (second) copy_async_commit();
+}
+
+// MARK: Products
+
+/// The block's warps over a tile: `row_warps` times 64 rows, and each `width` columns.
+template <int row_warps> struct Warps {
+    static constexpr int width = TILE_COLUMNS / (threads / 32 / row_warps);
+    static constexpr int pairs = width / 16;
+
+    static __device__ __forceinline__ int row() { return threadIdx.x / 32 % row_warps * 64; }
+    /// The tile's column where the warp's columns 16 q ..< 16 q + 16 begin: UP has as many of the gate as of up.
+    static __device__ __forceinline__ int column(int q) {
+        const int warp = threadIdx.x / 32 / row_warps;
+        if (MODE != UP) return warp * width + 16 * q;
+        return warp * (width / 2) + q % (pairs / 2) * 16 + (q < pairs / 2 ? 0 : tile_outputs);
+    }
+};
+
+/// The operands of 16 of K, and the sums.
+template <int row_warps> struct Fragments {
+    u32 a[4][4], b[Warps<row_warps>::pairs][4];
+
+    __device__ __forceinline__ void load(u32 slot, int unit) {
+        using W = Warps<row_warps>;
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+            load_matrices(a[m], slot + k_place(W::row() + lane % 16, 2 * unit + lane / 16) + m * 16 * STEP * 2);
+        }
+        slot += a_bytes;
+#pragma unroll
+        for (int q = 0; q < W::pairs; ++q) {
+            if (b_transposed) {
+                load_matrices_transposed(b[q], slot + column_place(16 * unit + lane % 16, W::column(q) / 8 + lane / 16));
+            } else {
+                load_matrices(b[q], slot + k_place(W::column(q) + lane % 8 + lane / 16 * 8, 2 * unit + lane / 8 % 2));
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply(float (&d)[4][2 * Warps<row_warps>::pairs][4]) const {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+#pragma unroll
+            for (int q = 0; q < Warps<row_warps>::pairs; ++q) {
+                mma_16_8_16(d[m][2 * q], a[m][0], a[m][1], a[m][2], a[m][3], b[q][0], b[q][1]);
+                mma_16_8_16(d[m][2 * q + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[q][2], b[q][3]);
+            }
+        }
+    }
+};
+
+/// All steps of one tile, and the sums, rounded, into shared memory in the ring's place.
+template <int row_warps> __device__ __forceinline__ void multiply(u32 shared, const Operands& operands) {
+    using W = Warps<row_warps>;
+    float d[4][2 * W::pairs][4] = {};
+    Fragments<row_warps> fragments[2];
+    u32 read = shared, write = shared + (STAGES - 1) * stage_bytes;
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; ++step) {
+        fetch<false>(shared + step * stage_bytes, operands, step);
+        fetch<true>(shared + step * stage_bytes, operands, step);
+    }
+    copy_async_wait<STAGES - 2>();
+    __syncthreads();
+    fragments[0].load(read, 0);
+#pragma unroll 1
+    for (int step = 0; step < steps - 1; ++step) {
+#pragma unroll
+        for (int unit = 0; unit < units; ++unit) {
+            // The slot to write was read in the step before, and all warps are past that.
+            if (unit == 0) fetch<false>(write, operands, step + STAGES - 1);
+            if (unit == 1) fetch<true>(write, operands, step + STAGES - 1);
+            if (unit == units - 1) {
+                copy_async_wait<STAGES - 2>();
+                __syncthreads();
+                write = read;
+                read = read == shared + (STAGES - 1) * stage_bytes ? shared : read + stage_bytes;
+            }
+            fragments[(unit + 1) % 2].load(read, (unit + 1) % units);
+            fragments[unit % 2].multiply(d);
+        }
+    }
+#pragma unroll
+    for (int unit = 0; unit < last_units; ++unit) {
+        if (unit + 1 < last_units) fragments[(unit + 1) % 2].load(read, unit + 1);
+        fragments[unit % 2].multiply(d);
+    }
+    __syncthreads();
+    const int lane = threadIdx.x % 32;
+    shared += (W::row() + lane / 4) * staging_pitch + lane % 4 * 4;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+        for (int n = 0; n < 2 * W::pairs; ++n) {
+            const u32 to = shared + m * 16 * staging_pitch + (W::column(n / 2) + n % 2 * 8) * 2;
+            store_shared32(to, pack(d[m][n][0], d[m][n][1]));
+            store_shared32(to + 8 * staging_pitch, pack(d[m][n][2], d[m][n][3]));
+        }
+    }
+    __syncthreads();
+}
+
+// MARK: Epilogues: the tile from shared memory, 16 bytes a thread, neighbours along a row
+
+__device__ __forceinline__ void finish_up(u32 staging, const Tile& tile, int column, bf16* gate_up, bf16* act) {
+    constexpr int wide = tile_outputs / 8;
+    const int chunk = threadIdx.x % wide, at = column + chunk * 8;
+    if (at >= INNER) return;
+#pragma unroll 4
+    for (int row = threadIdx.x / wide; row < tile.count; row += threads / wide) {
+        const u32 from = staging + row * staging_pitch + chunk * 16;
+        const Vector gate = load_shared128(from), up = load_shared128(from + tile_outputs * 2);
+        const u64 r = tile.row + row;
+        store128(gate_up + r * 2 * INNER + at, gate);
+        store128(gate_up + r * 2 * INNER + INNER + at, up);
+        if (!act) continue;
+        store128(act + r * INNER + at,
+                 Vector{swiglu(gate.x, up.x), swiglu(gate.y, up.y), swiglu(gate.z, up.z), swiglu(gate.w, up.w)});
+    }
+}
+
+__device__ __forceinline__ void finish_rows(u32 staging, const Tile& tile, int column, bf16* out) {
+    constexpr int wide = TILE_COLUMNS / 8;
+    const int chunk = threadIdx.x % wide, at = column + chunk * 8;
+    if (at >= columns) return;
+#pragma unroll 4
+    for (int row = threadIdx.x / wide; row < tile.count; row += threads / wide) {
+        store128(out + (u64)(tile.row + row) * columns + at, load_shared128(staging + row * staging_pitch + chunk * 16));
+    }
+}
+
+/// Several rows' gate and up are on their way at once.
+__device__ __forceinline__ void finish_dact(
+    u32 staging, const Tile& tile, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up,
+    bf16* act, float* partial) {
+    constexpr int wide = TILE_COLUMNS / 8, batch = 4;
+    const int chunk = threadIdx.x % wide, at = column + chunk * 8;
+    const bool inside = at < INNER;
+#pragma unroll 1
+    for (int first = 0; first < tile.count; first += 8 * batch) {
+        Vector gate[batch], up[batch];
+        float weight[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const u64 r = tile.row + min(first + 8 * i + (int)threadIdx.x / wide, tile.count - 1);
+            gate[i] = up[i] = Vector{0, 0, 0, 0};
+            if (inside) {
+                gate[i] = *(const Vector*)(gate_up + r * 2 * INNER + at);
+                up[i] = *(const Vector*)(gate_up + r * 2 * INNER + INNER + at);
+            }
+            weight[i] = weights[order[r]];
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const int row = first + 8 * i + threadIdx.x / wide;
+            Vector unit = load_shared128(staging + row * staging_pitch + chunk * 16);
+            float sum = swiglu_backward(gate[i].x, up[i].x, unit.x, weight[i]);
+            sum += swiglu_backward(gate[i].y, up[i].y, unit.y, weight[i]);
+            sum += swiglu_backward(gate[i].z, up[i].z, unit.z, weight[i]);
+            sum += swiglu_backward(gate[i].w, up[i].w, unit.w, weight[i]);
+#pragma unroll
+            for (int d = 1; d < wide; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+            if (row >= tile.count) continue;
+            const u64 r = tile.row + row;
+            if (chunk == 0) partial[r] = sum;
+            if (!inside) continue;
+            store128(dgate_up + r * 2 * INNER + at, gate[i]);
+            store128(dgate_up + r * 2 * INNER + INNER + at, up[i]);
+            store128(act + r * INNER + at, unit);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
+    const bf16* a, const bf16* b, const bf16* a_ext, const bf16* b_ext, const bf16* source, const int* order,
+    const Tile* tiles, const int* tile_count, const float* weights, const bf16* gate_up, bf16* out, bf16* act,
+    float* partial, int row_total) {
+    extern __shared__ __align__(1024) u8 memory[];
+    const u32 shared = shared_address(memory);
+    const int total = *tile_count * column_tiles;
+#pragma unroll 1
+    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+        const Tile tile = tiles[index / column_tiles];
+        const int column = index % column_tiles * tile_outputs;
+        const Operands operands(gathers ? source : a, b, a_ext, b_ext, order, tile, column);
+        if (tile.count > 64) multiply<2>(shared, operands);
+        else multiply<1>(shared, operands);
+        if (MODE == UP) finish_up(shared, tile, column, out, act);
+        else if (MODE == DACT) {
+            finish_dact(shared, tile, column, order, weights, gate_up, out, act,
+                        partial + (u64)(index % column_tiles) * row_total);
+        } else finish_rows(shared, tile, column, out);
+        __syncthreads();
+    }
+}
