@@ -37,6 +37,9 @@ extension CUDABackend {
         if !arena.isMeasuring { scratchMemory = memory }
         blas.reserveWorkspace(in: arena)
         tables.reserve(in: arena)
+        attentionTables.reserve(tokens: shapes.tokens, in: arena)
+
+        cudnnAttention?.reserve(for: shapes, in: arena)
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.
@@ -52,7 +55,9 @@ extension CUDABackend {
                     drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
             },
             { self.reserveExperts(&$0, shapes) },
+            { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
+            { self.cudnnAttention?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
             { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
             { _ = CrossEntropyScratch(&$0, rows: s.tokens, vocabulary: s.vocabulary, self.computeDType) },

@@ -48,6 +48,13 @@ final class Staging {
         }
     }
 
+    func send(_ bytes: UnsafeRawBufferPointer, to address: UInt) {
+        send(bytes.count, to: address) { range, memory in
+            UnsafeMutableRawBufferPointer(start: memory, count: range.count).copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: bytes[range]))
+        }
+    }
+
     /// Copies device memory to the host, and waits for it.
     func receive(_ byteCount: Int, from address: UInt, into destination: UnsafeMutableRawPointer) {
         for start in stride(from: 0, to: byteCount, by: Staging.halfByteCount) {

@@ -60,7 +60,8 @@ class Module:
         options += os.environ.get("DEFINES", "").encode().split()
         if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
         result = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        log = b" " * must(nvrtc.nvrtcGetProgramLogSize(program))
+        # Two bytes at least: a bytes object of one is shared by the whole interpreter, and NVRTC writes into this one.
+        log = b" " * max(2, must(nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
         if int(result[0]) != 0:
             raise RuntimeError(log.decode())
@@ -78,6 +79,7 @@ class Module:
             if isinstance(x, TensorMap): values.append(x.words)
             elif isinstance(x, float): values.append(ctypes.c_float(x))
             elif isinstance(x, int): values.append(ctypes.c_int(x))
+            elif isinstance(x, ctypes.c_uint64): values.append(x)
             else: values.append(ctypes.c_void_p(x.data_ptr() if x is not None else 0))
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         grid = grid if isinstance(grid, tuple) else (grid, 1)

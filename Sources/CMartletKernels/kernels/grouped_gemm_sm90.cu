@@ -25,12 +25,8 @@
 // Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
 //            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp.
 // Reference  CPUBackend.experts / expertsBackward; Guo et al. 2025, SonicMoE (gather in the loads, dSwiGLU in the epilogue).
+#include "experts.cuh"
 #include "sm90.cuh"
-
-#define UP 0
-#define DOWN 1
-#define DACT 2
-#define DX 3
 
 constexpr bool gathers = MODE == UP || MODE == DACT;
 constexpr bool b_transposed = MODE == DACT || MODE == DX;
@@ -45,16 +41,18 @@ constexpr int steps = base_steps + ceil_div(RANK, 64);
 constexpr int a_bytes = 128 * 64 * 2;
 constexpr int b_bytes = 192 * 64 * 2;
 constexpr int stage_bytes = a_bytes + b_bytes;
-/// DACT gives one stage to its epilogue, whose loads must be under way before the products end.
+/// DACT gives the fifth stage to its epilogue.
 constexpr int stages = MODE == DACT ? 4 : 5;
 /// Each of the 8 consumer warps stages 16 rows x 96 columns; 16 bytes between rows keep the banks apart.
 constexpr int staging_pitch = 96 * 2 + 16;
-/// Of DACT: 16 rows x 64 columns of the gate and of up, each row 128 bytes in the 128-byte swizzle. Two slots a warp, and the
-/// weights of its 32 rows behind them.
-constexpr int slot_bytes = 2 * 16 * 128;
-constexpr int staging_bytes = MODE == DACT ? 2 * slot_bytes + 32 * 4 : 16 * staging_pitch;
-constexpr int barriers_at = stages * stage_bytes + 8 * staging_bytes;
-static_assert(barriers_at + (stages + 1) * 16 <= 231520, "the launch's dynamic shared memory");
+constexpr int staging_bytes = 16 * staging_pitch;
+/// In DACT warps i of the two groups share a desk for their 32 rows x 192 columns of dact; behind the four desks stand the
+/// weights of each warp's rows.
+constexpr int desk_pitch = 192 * 2 + 16;
+constexpr int desk_bytes = 32 * desk_pitch;
+constexpr int barriers_at = stages * stage_bytes + (MODE == DACT ? 4 * desk_bytes + 8 * 128 : 8 * staging_bytes);
+static_assert(barriers_at + (stages + 1) * 16 + 8 * 8 <= 231520 + 64, "the launch's dynamic shared memory");
+static_assert(MODE == DACT || barriers_at + (stages + 1) * 16 == 231520, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -74,6 +72,8 @@ struct Ring {
     /// Completed when warpgroup `group` may multiply: a parity tells only neighbouring phases of a slot apart, so that it must
     /// not wait for a slot before the other one has seen all of its own.
     __device__ __forceinline__ u32 turn(int group) const { return base + barriers_at + 16 * stages + 8 * group; }
+    /// Completed when warp `warp` % 4 of warpgroup `group` may use the desk.
+    __device__ __forceinline__ u32 desk(int group, int warp) const { return turn(2) + 32 * group + 8 * (warp % 4); }
     __device__ __forceinline__ void advance(int count) {
         slot += count;
         parity ^= slot / stages & 1;
@@ -106,28 +106,21 @@ __device__ __forceinline__ void produce(
     const int* order, const Tile* tiles, int total) {
     // Thread i copies 16-byte chunk i % 8 of rows i / 8 + 16 j.
     const int thread = threadIdx.x, chunk = thread % 8, first_row = thread / 8;
-    const u32 place = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
-    // Lane l holds the source row of the tile's row 4 (thread / 32) + l % 4 + 16 (l / 4): its warp's rows are these 32. The next
-    // tile's are fetched while this one's are copied.
-    const int mine = thread / 32 * 4 + thread % 4 + thread % 32 / 4 * 16;
-    Tile next = tiles[min((int)blockIdx.x, total - 1) / column_tiles];
-    int next_source = gathers ? order[next.row + min(mine, next.count - 1)] / TOP_K : 0;
+    const u32 swizzled = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
     for (int index = blockIdx.x; index < total; index += gridDim.x) {
-        const Tile tile = next;
+        const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
         // Rows past the tile's end are not copied, and nobody reads them.
         const bf16* rows[8];
         if (gathers) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                const int row = __shfl_sync(0xffffffffu, next_source, thread % 32 / 8 + 4 * j);
-                rows[j] = source + (u64)row * HIDDEN + chunk * 8;
+                const int row = min(first_row + 16 * j, tile.count - 1);
+                rows[j] = source + (u64)(order[tile.row + row] / TOP_K) * HIDDEN + chunk * 8;
             }
         }
         for (int step = 0; step < steps; ++step, ring.next()) {
             const int k = step * 64, k_ext = (step - base_steps) * 64;
-            if (step == 0) next = tiles[min(index + (int)gridDim.x, total - 1) / column_tiles];
-            if (gathers && step == steps - 1) next_source = order[next.row + min(mine, next.count - 1)] / TOP_K;
             barrier_wait(ring.empty(), ring.parity ^ 1);
             if (thread == 0) {
                 barrier_expect(ring.full(), gathers && step < base_steps ? b_bytes : stage_bytes);
@@ -144,7 +137,7 @@ __device__ __forceinline__ void produce(
                 const bool inside = k_size % 64 == 0 || k + chunk * 8 < k_size;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
-                    if (first_row + 16 * j < tile.count) copy_async(ring.a() + place + j * 2048, rows[j] + k, inside);
+                    if (first_row + 16 * j < tile.count) copy_async(ring.a() + swizzled + j * 2048, rows[j] + k, inside);
                 }
             }
             copy_async_arrive(ring.full());
@@ -213,11 +206,8 @@ template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96],
 __device__ __forceinline__ int lane_id() {
     int lane;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane & 31;
+    return lane;
 }
-
-/// Where 16-byte chunk `chunk` of row `row` stands in the 128-byte swizzle.
-__device__ __forceinline__ u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ row % 8) << 4); }
 
 /// 16 rows x 8 `chunks` columns from the warp's staging area to global memory; rows of `to` are `stride` apart. Only `count`
 /// rows and columns below `limit` are written.
@@ -225,14 +215,22 @@ template <int chunks>
 __device__ __forceinline__ void flush_rows(u32 staging, bf16* to, int stride, int count, int limit) {
     const int lane = lane_id();
     constexpr int at_once = 32 / chunks;
-    const int first = lane / chunks, chunk = lane % chunks;
+    const int first = min(lane / chunks, at_once - 1), chunk = lane % chunks;
     to += (u64)first * stride + chunk * 8;
     staging += first * staging_pitch + chunk * 16;
-    const int last = first < at_once && chunk * 8 < limit ? min(count, 16) : 0;
+    const int last = lane < at_once * chunks && chunk * 8 < limit ? min(count, 16) : 0;
+    // Four at a time, or each would wait for the one before.
+    constexpr int batch = 4;
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 16; i += at_once) {
-        if (first + i < last) store128(to + (u64)i * stride, load_shared128(staging + i * staging_pitch));
+    for (int i = 0; i < 16; i += batch * at_once) {
+        Vector v[batch];
+#pragma unroll
+        for (int k = 0; k < batch; ++k) v[k] = load_shared128(staging + (i + k * at_once) * staging_pitch);
+#pragma unroll
+        for (int k = 0; k < batch; ++k) {
+            store128_if(first + i + k * at_once < last, to + (u64)(i + k * at_once) * stride, v[k]);
+        }
     }
     __syncwarp();
 }
@@ -262,7 +260,7 @@ __device__ __forceinline__ void finish_up(
     store_rows<12>(staging, act + (u64)row * INNER + column, INNER, count, limit, [&](int j, int half) {
         const u32 gate = pack(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]);
         const u32 up = pack(d[48 + 4 * j + 2 * half], d[48 + 4 * j + 2 * half + 1]);
-        return pack(low(gate) * sigmoid(low(gate)) * low(up), high(gate) * sigmoid(high(gate)) * high(up));
+        return swiglu(gate, up);
     });
 }
 
@@ -278,147 +276,137 @@ __device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, i
     }
 }
 
-/// dSwiGLU of two neighbouring columns: gate and up become their gradients. Returns act, and adds <act, dact> to `sum`.
-__device__ __forceinline__ u32 differentiate(u32& gates, u32& ups, float dact0, float dact1, float weight, float& sum) {
-    float act[2], dgate[2], dup[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-        const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups), dact = e ? dact1 : dact0;
-        const float s = sigmoid(gate), silu = gate * s;
-        act[e] = silu * up;
-        sum += act[e] * dact;
-        dup[e] = weight * dact * silu;
-        dgate[e] = weight * dact * up * (s + silu * (1 - s));
-    }
-    gates = pack(dgate[0], dgate[1]);
-    ups = pack(dup[0], dup[1]);
-    return pack(act[0], act[1]);
-}
-
-/// Starts the copies of part `part` (0 ..< 3 of the warp's first 16 rows, 3 ..< 6 of those 64 rows on) of gateUp into its slot.
-__device__ __forceinline__ void fetch_gates(u32 staging, int part, int row, int count, int column, const bf16* gate_up) {
-    const int lane = lane_id(), first = lane / 8 + part / 3 * 64, at = column + part % 3 * 64 + lane % 8 * 8;
-    const bf16* from = gate_up + (u64)(row + first) * 2 * INNER + at;
-    const u32 corner = staging + part % 2 * slot_bytes + swizzled(lane / 8, lane % 8);
-#pragma unroll
-    for (int i = 0; i < 16; i += 4) {
-        if (first + i < count) {
-            const u32 to = (corner ^ i * 16 % 128) + i * 128;
-            copy_async(to, from + i * 2 * INNER, at < INNER);
-            copy_async(to + slot_bytes / 2, from + i * 2 * INNER + INNER, at < INNER);
-        }
-    }
-    copy_async_commit();
-}
-
-/// What the epilogue of DACT needs is fetched before the products: two parts of gateUp, the weights of the warp's rows.
+/// Before the products: the weights of the warp's 32 rows to its desk, and gateUp as far as L2.
 __device__ __forceinline__ void prepare_dact(
-    u32 staging, int row, int count, int column, const int* order, const float* weights, const bf16* gate_up) {
-    fetch_gates(staging, 0, row, count, column, gate_up);
-    fetch_gates(staging, 1, row, count, column, gate_up);
+    u32 weight_at, int row, int count, int column, const int* order, const float* weights, const bf16* gate_up) {
     const int lane = lane_id(), mine = lane % 16 + lane / 16 * 64;
-    if (mine < count) store_shared32(staging + 2 * slot_bytes + lane * 4, __float_as_uint(weights[order[row + mine]]));
+    if (mine >= count) return;
+    const bf16* gates = gate_up + (u64)(row + mine) * 2 * INNER + column;
+#pragma unroll
+    for (int i = 0; i < 192; i += 64) {
+        if (column + i < INNER) prefetch(gates + i), prefetch(gates + INNER + i);
+    }
+    store_shared32(weight_at + lane * 4, __float_as_uint(weights[order[row + mine]]));
 }
 
-/// 16 rows x 64 columns of a slot's half to global memory.
-__device__ __forceinline__ void flush_swizzled(u32 from, bf16* to, int stride, int count, int limit) {
-    const int lane = lane_id(), first = lane / 8;
-    to += (u64)first * stride + lane % 8 * 8;
-    from += swizzled(first, lane % 8);
-    const int last = lane % 8 * 8 < limit ? min(count, 16) : 0;
-#pragma unroll
-    for (int i = 0; i < 16; i += 4) {
-        if (first + i < last) store128(to + (u64)i * stride, load_shared128((from ^ i * 16 % 128) + i * 128));
-    }
-}
-
-/// The warp's 16 rows of half `half`: each part is differentiated in its slot, written out, and the slot filled with the part
-/// after the next.
-__device__ __forceinline__ void finish_dact(
-    const float (&dact)[96], int half, u32 staging, int row, int count, int column, const bf16* gate_up, bf16* dgate_up, bf16* act,
-    float* partial) {
-    float weight[2], sum[2] = {};
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-        const u32 slot = staging + (3 * half + part) % 2 * slot_bytes;
-        copy_async_wait<1>();
-        __syncwarp();
-        const int lane = lane_id();
-        const u32 corner = slot + swizzled(lane % 16, lane / 16);
-        if (part == 0) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                weight[i] = __uint_as_float(load_shared32(staging + 2 * slot_bytes + (16 * half + 8 * i + lane / 4) * 4));
-            }
-        }
-        u32 unit[16];
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-            const u32 at = corner ^ j * 16;
-            u32 gate[4], up[4];
-            load_matrices(gate, at);
-            load_matrices(up, at + slot_bytes / 2);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at = 32 * part + 4 * j + 2 * i;
-                unit[2 * j + i] = differentiate(gate[i], up[i], dact[at], dact[at + 1], weight[i % 2], sum[i % 2]);
-            }
-            store_matrices(at, gate[0], gate[1], gate[2], gate[3]);
-            store_matrices(at + slot_bytes / 2, up[0], up[1], up[2], up[3]);
-        }
-        const int first = column + 64 * part, rows = count - 64 * half, limit = INNER - first;
-        const u64 top = row + 64 * half;
-        bf16* to = dgate_up + top * 2 * INNER + first;
-        __syncwarp();
-        flush_swizzled(slot, to, 2 * INNER, rows, limit);
-        flush_swizzled(slot + slot_bytes / 2, to + INNER, 2 * INNER, rows, limit);
-        __syncwarp();
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-            store_matrices(corner ^ j * 16, unit[2 * j], unit[2 * j + 1], unit[2 * j + 2], unit[2 * j + 3]);
-        }
-        __syncwarp();
-        flush_swizzled(slot, act + top * INNER + first, INNER, rows, limit);
-        __syncwarp();
-        // Past the last part an empty group is committed, so that one group is always the younger.
-        if (3 * half + part < 4) fetch_gates(staging, 3 * half + part + 2, row, count, column, gate_up);
-        else copy_async_commit();
-    }
+/// The warp's rows of dact, rounded, on its desk: rows 0 ..< 16 of the first half of the tile, 16 ..< 32 of the second.
+__device__ __forceinline__ void lay_out(const float (&d)[2][96], u32 desk, int count) {
     const int lane = lane_id();
+    const u32 corner = desk + lane % 16 * desk_pitch + lane / 16 * 16;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const float total = quad_sum(sum[i]);
-        const int r = 64 * half + 8 * i + lane / 4;
-        if (lane % 4 == 0 && r < count) partial[row + r] = total;
+    for (int half = 0; half < 2; ++half) {
+        if (count <= 64 * half) break;
+#pragma unroll
+        for (int j = 0; j < 24; j += 2) {
+            const float* x = d[half] + 4 * j;
+            store_matrices(corner + half * 16 * desk_pitch + j * 16, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]),
+                           pack(x[6], x[7]));
+        }
     }
+    __syncwarp();
 }
+
+/// Four rows: 8 lanes take 8 columns each of a row, three times.
+struct FourRows {
+    Vector gate[3], up[3];
+};
+
+/// DACT's columns of rows 4 i ... of the warp's 32, eight lanes a row.
+struct Desk {
+    u32 dact, weight_at;
+    int row, count, column;
+    const bf16* gate_up;
+    bf16* dgate_up;
+    bf16* act;
+    float* partial;
+
+    __device__ __forceinline__ int at(int i) const { return i / 4 * 64 + i % 4 * 4 + lane_id() / 8; }
+    __device__ __forceinline__ FourRows load(int i) const {
+        FourRows rows;
+        const int r = at(i), first = column + lane_id() % 8 * 8;
+        const bf16* from = gate_up + (u64)(row + r) * 2 * INNER + first;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            rows.gate[c] = rows.up[c] = Vector{0, 0, 0, 0};
+            if (r >= count || first + 64 * c >= INNER) continue;
+            rows.gate[c] = load128_once(from + 64 * c);
+            rows.up[c] = load128_once(from + INNER + 64 * c);
+        }
+        return rows;
+    }
+    __device__ __forceinline__ void finish(int i, FourRows& rows) const {
+        const int lane = lane_id(), r = at(i), first = column + lane % 8 * 8, local = 4 * i + lane / 8;
+        const float weight = __uint_as_float(load_shared32(weight_at + local * 4));
+        Vector unit[3];
+#pragma unroll
+        for (int c = 0; c < 3; ++c) unit[c] = load_shared128(dact + local * desk_pitch + (64 * c + lane % 8 * 8) * 2);
+        float sum = 0;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            sum += swiglu_backward(rows.gate[c].x, rows.up[c].x, unit[c].x, weight);
+            sum += swiglu_backward(rows.gate[c].y, rows.up[c].y, unit[c].y, weight);
+            sum += swiglu_backward(rows.gate[c].z, rows.up[c].z, unit[c].z, weight);
+            sum += swiglu_backward(rows.gate[c].w, rows.up[c].w, unit[c].w, weight);
+        }
+        bf16* to = dgate_up + (u64)(row + r) * 2 * INNER + first;
+        bf16* unit_to = act + (u64)(row + r) * INNER + first;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            const bool inside = r < count && first + 64 * c < INNER;
+            store128_if(inside, to + 64 * c, rows.gate[c]);
+            store128_if(inside, to + INNER + 64 * c, rows.up[c]);
+            store128_if(inside, unit_to + 64 * c, unit[c]);
+        }
+#pragma unroll
+        for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+        if (lane % 8 == 0 && r < count) partial[row + r] = sum;
+    }
+    /// While four rows are worked on, the next four are on the way.
+    __device__ __forceinline__ void finish() const {
+        const int quads = count > 64 ? 8 : 4;
+        FourRows even = load(0), odd = load(1);
+#pragma unroll 1
+        for (int i = 0; i < quads; i += 2) {
+            finish(i, even);
+            if (i + 2 < quads) even = load(i + 2);
+            finish(i + 1, odd);
+            if (i + 2 < quads) odd = load(i + 3);
+        }
+    }
+};
 
 /// A warpgroup that multiplies: every other tile of the block.
 __device__ __forceinline__ void consume(
     Ring ring, u32 shared, const int* order, const Tile* tiles, int total, const float* weights, const bf16* gate_up,
     bf16* out, bf16* act, float* partial, int row_total) {
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
-    const u32 staging = shared + stages * stage_bytes + warp * staging_bytes;
+    const u32 staging = shared + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
+    const u32 weight_at = shared + stages * stage_bytes + 4 * desk_bytes + warp * 128;
     if (group == 1) ring.advance(steps);
     int round = 0;
     for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
         const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
-        if (MODE == DACT) prepare_dact(staging, row, count, column, order, weights, gate_up);
-        float d[2][96] = {};
+        if (MODE == DACT) prepare_dact(weight_at, row, count, column, order, weights, gate_up);
+        float d[2][96];
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
+        if (MODE == DACT) {
+            barrier_wait(ring.desk(group, warp), (round ^ group ^ 1) & 1);
+            lay_out(d, staging, count);
+            float* sums = partial + (u64)(index % column_tiles) * row_total;
+            if (count > 0) Desk{staging, weight_at, row, count, column, gate_up, out, act, sums}.finish();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) barrier_arrive(ring.desk(group ^ 1, warp));
+            continue;
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int at = row + 64 * half, rows = count - 64 * half;
-            if (rows <= 0) break;
-            if (MODE == UP) finish_up(d[half], staging, at, rows, column, out, act);
-            else if (MODE == DACT) {
-                finish_dact(d[half], half, staging, row, count, column, gate_up, out, act,
-                            partial + (u64)(index % column_tiles) * row_total);
-            } else finish_rows(d[half], staging, at, rows, column, out);
+            if (count <= 64 * half) break;
+            if (MODE == UP) finish_up(d[half], staging, row + 64 * half, count - 64 * half, column, out, act);
+            else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, out);
         }
     }
 }
@@ -437,6 +425,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
         }
         barrier_init(ring.turn(0), 1);
         barrier_init(ring.turn(1), 1);
+        for (int i = 0; MODE == DACT && i < 8; ++i) barrier_init(ring.desk(i / 4, i), 1);
         barrier_init_fence();
     }
     __syncthreads();

@@ -10,12 +10,6 @@
 // Reference  CPUBackend.route.
 #include "common.cuh"
 
-/// An expert of at most so many tiles is bound by the bytes of its weights; larger ones by the products.
-#ifndef LIGHT
-#define LIGHT 1
-#endif
-constexpr int light_tiles = LIGHT;
-
 /// Sum over the block of 1024 threads, in every thread.
 __device__ __forceinline__ int block_sum(int x, int* shared) {
     x = __reduce_add_sync(0xffffffffu, x);
@@ -43,25 +37,44 @@ __device__ __forceinline__ int block_scan(int x, int* shared, int& total) {
     return before + sum - x;
 }
 
+/// This thread's 8 consecutive ids of the round that starts at `base`; behind the last one, no expert's.
+__device__ __forceinline__ void load_ids(const int* expert_TK, int base, int rows, int (&ids)[8]) {
+    const int first = base + threadIdx.x * 8;
+    if (first + 8 <= rows && (u64)expert_TK % 16 == 0) {
+        const Vector a = load128(expert_TK + first), b = load128(expert_TK + first + 4);
+        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) ids[j] = (int)words[j];
+    } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) ids[j] = first + j < rows ? expert_TK[first + j] : EXPERTS;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(1024) routing_order(
     const int* expert_TK, int* order_R, int* position_R, int* offset_E1, int rows) {
     __shared__ int shared[32];
     const int expert = blockIdx.x;
-    int smaller = 0;
-    for (int i = threadIdx.x; i < rows; i += 1024) smaller += expert_TK[i] < expert;
+    constexpr int round = 8 * 1024;
+    int smaller = 0, ids[8];
+#pragma unroll 4
+    for (int base = 0; base < rows; base += round) {
+        load_ids(expert_TK, base, rows, ids);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) smaller += ids[j] < expert;
+    }
     int start = block_sum(smaller, shared);
     if (threadIdx.x == 0) offset_E1[expert] = start;
     if (threadIdx.x == 0 && expert == 0) offset_E1[EXPERTS] = rows;
-    // Each thread takes 8 consecutive ids, so that a round covers 8192.
-    for (int base = 0; base < rows; base += 8192) {
-        const int first = base + threadIdx.x * 8;
+    for (int base = 0; base < rows; base += round) {
+        load_ids(expert_TK, base, rows, ids);
         u32 mine = 0;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) mine |= (u32)(first + j < rows && expert_TK[first + j] == expert) << j;
+        for (int j = 0; j < 8; ++j) mine |= (u32)(ids[j] == expert) << j;
         int total;
         int place = start + block_scan(__popc(mine), shared, total);
         for (; mine; mine &= mine - 1, ++place) {
-            const int flat = first + __ffs(mine) - 1;
+            const int flat = base + threadIdx.x * 8 + __ffs(mine) - 1;
             order_R[place] = flat;
             position_R[flat] = place;
         }
@@ -69,30 +82,17 @@ extern "C" __global__ void __launch_bounds__(1024) routing_order(
     }
 }
 
-/// How many of `others` tiles stand before tile `i` of `mine` when both are spread evenly: those j whose (2 j + 1) / others is
-/// smaller than (2 i + 1) / mine, or the same if `second`.
-__device__ __forceinline__ int before(int i, int mine, int others, bool second) {
-    const long long n = (2ll * i + 1) * others - mine;
-    if (n < 0) return 0;
-    return second ? n / (2 * mine) + 1 : (n + 2 * mine - 1) / (2 * mine);
-}
-
 extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offset_E1, Tile* tiles, int* tile_count) {
     __shared__ int shared[32];
     const int expert = threadIdx.x;
     const int start = expert < EXPERTS ? offset_E1[expert] : 0;
     const int count = expert < EXPERTS ? offset_E1[expert + 1] - start : 0;
-    const int own = ceil_div(count, tile_rows);
-    const bool light = own <= light_tiles;
-    int lights, heavies;
-    const int light_before = block_scan(light ? own : 0, shared, lights);
-    const int heavy_before = block_scan(light ? 0 : own, shared, heavies);
-    for (int i = 0; i < own; ++i) {
-        const int at = (light ? light_before : heavy_before) + i, row = i * tile_rows;
-        const int index = at + (light ? before(at, lights, heavies, true) : before(at, heavies, lights, false));
-        tiles[index] = Tile{expert, start + row, min(tile_rows, count - row), 0};
+    int total;
+    int index = block_scan(ceil_div(count, tile_rows), shared, total);
+    for (int row = 0; row < count; row += tile_rows) {
+        tiles[index++] = Tile{expert, start + row, min(tile_rows, count - row), 0};
     }
-    if (threadIdx.x == 0) *tile_count = lights + heavies;
+    if (threadIdx.x == 0) *tile_count = total;
 }
 
 /// The inverse of an order that is there already: position[order[i]] = i. <<<R / 256 rounded up, 256>>>

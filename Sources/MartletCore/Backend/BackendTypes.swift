@@ -108,7 +108,7 @@ package struct RoPE: Sendable {
 /// One sequence's part of a tile. Query row `queryStart + i` sees key rows
 /// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end. The spans of a call share no
 /// query and no key.
-package struct AttentionSpan: Sendable, Equatable {
+package struct AttentionSpan: Sendable, Hashable {
     package var queryStart: Int
     package var queryCount: Int
     package var keyStart: Int
@@ -209,6 +209,10 @@ package struct AdamWParameter: Sendable {
 package struct ScratchShapes: Sendable, Equatable {
     /// Rows of a tile.
     package var tokens = 0
+    /// Rows of the key/value buffer; 0 is as many as a tile has.
+    package var keyRows = 0
+    /// Rows of the longest sequence; 0 is as many as the key/value buffer has.
+    package var sequence = 0
     package var hidden = 0
     package var vocabulary = 0
     package var queryHeads = 0

@@ -39,6 +39,7 @@ package struct OpCase: Sendable {
     package func run(on backend: any Backend) throws(MartletError) -> (results: [String: [Float]], isContained: Bool) {
         var shapes = ScratchShapes()
         (shapes.tokens, shapes.hidden, shapes.vocabulary) = (self["T"], self["H"], self["V"])
+        shapes.keyRows = self["U"]
         (shapes.queryHeads, shapes.keyValueHeads, shapes.headSize) = (self["Q"], self["G"], self["D"])
         (shapes.experts, shapes.expertsPerToken, shapes.expertInner) = (self["E"], self["K"], self["F"])
         (shapes.widest, shapes.rank) = (max(self["I"], self["O"]), self["A"])
@@ -47,6 +48,7 @@ package struct OpCase: Sendable {
         let inputBytes = inputs.values.reduce(0) { $0 + roundUp(4 * $1.count, to: 256) + 1024 }
         let bench = try OpBench(backend, shapes: shapes, byteCount: 4 * inputBytes + 1 << 20)
         let results = body(self, bench)
+        try backend.finish()
         return (results, bench.sentinelsAreIntact)
     }
 

@@ -112,6 +112,8 @@ extension ModelConfiguration {
     func scratchShapes(_ plan: ExecutionPlan, _ settings: ModelSettings) -> ScratchShapes {
         var shapes = ScratchShapes()
         shapes.tokens = plan.tileTokens
+        shapes.keyRows = plan.stepTokens
+        shapes.sequence = min(plan.maximumLength, plan.stepTokens)
         shapes.hidden = hiddenSize
         shapes.vocabulary = vocabularyCount
         shapes.queryHeads = queryHeadCount
