@@ -12,7 +12,8 @@
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
 // Design     three warpgroups: one fills a ring of five K steps, two multiply in turns (ping-pong), each a tile of 128 rows x
 //            192 columns of its own, so that one's epilogue runs under the other's products. A tile of at most 64 rows
-//            costs half.
+//            costs half. DACT has a ring of four: its products are laid out in shared memory, which frees their registers,
+//            and are finished four rows at a time while the next four of gateUp are on the way.
 // Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 231520 bytes of
 //            dynamic shared memory. Persistent: block b takes tiles b, b + grid, ...; the count of tiles is read on the
 //            device. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost first):
@@ -23,7 +24,8 @@
 //              b_ext  UP B1 {r, 2F, E}, box {64, 96, 1}; DOWN B2 {r, H, E}, box {64, 192, 1};
 //                     DACT A2 {F, r, E}, DX A1 {H, r, E}, box {64, 64, 1}
 // Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
-//            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp.
+//            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp:
+//            each element is read by the thread that writes it.
 // Reference  CPUBackend.experts / expertsBackward; Guo et al. 2025, SonicMoE (gather in the loads, dSwiGLU in the epilogue).
 #include "experts.cuh"
 #include "sm90.cuh"
@@ -51,8 +53,7 @@ constexpr int staging_bytes = 16 * staging_pitch;
 constexpr int desk_pitch = 192 * 2 + 16;
 constexpr int desk_bytes = 32 * desk_pitch;
 constexpr int barriers_at = stages * stage_bytes + (MODE == DACT ? 4 * desk_bytes + 8 * 128 : 8 * staging_bytes);
-static_assert(barriers_at + (stages + 1) * 16 + 8 * 8 <= 231520 + 64, "the launch's dynamic shared memory");
-static_assert(MODE == DACT || barriers_at + (stages + 1) * 16 == 231520, "the launch's dynamic shared memory");
+static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231520, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -215,22 +216,14 @@ template <int chunks>
 __device__ __forceinline__ void flush_rows(u32 staging, bf16* to, int stride, int count, int limit) {
     const int lane = lane_id();
     constexpr int at_once = 32 / chunks;
-    const int first = min(lane / chunks, at_once - 1), chunk = lane % chunks;
+    const int first = lane / chunks, chunk = lane % chunks;
     to += (u64)first * stride + chunk * 8;
     staging += first * staging_pitch + chunk * 16;
-    const int last = lane < at_once * chunks && chunk * 8 < limit ? min(count, 16) : 0;
-    // Four at a time, or each would wait for the one before.
-    constexpr int batch = 4;
+    const int last = first < at_once && chunk * 8 < limit ? min(count, 16) : 0;
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 16; i += batch * at_once) {
-        Vector v[batch];
-#pragma unroll
-        for (int k = 0; k < batch; ++k) v[k] = load_shared128(staging + (i + k * at_once) * staging_pitch);
-#pragma unroll
-        for (int k = 0; k < batch; ++k) {
-            store128_if(first + i + k * at_once < last, to + (u64)(i + k * at_once) * stride, v[k]);
-        }
+    for (int i = 0; i < 16; i += at_once) {
+        if (first + i < last) store128(to + (u64)i * stride, load_shared128(staging + i * staging_pitch));
     }
     __syncwarp();
 }
@@ -276,17 +269,10 @@ __device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, i
     }
 }
 
-/// Before the products: the weights of the warp's 32 rows to its desk, and gateUp as far as L2.
-__device__ __forceinline__ void prepare_dact(
-    u32 weight_at, int row, int count, int column, const int* order, const float* weights, const bf16* gate_up) {
+/// Before the products: the weights of the warp's 32 rows. (gateUp as far as L2 here, too, was slower.)
+__device__ __forceinline__ void prepare_dact(u32 weight_at, int row, int count, const int* order, const float* weights) {
     const int lane = lane_id(), mine = lane % 16 + lane / 16 * 64;
-    if (mine >= count) return;
-    const bf16* gates = gate_up + (u64)(row + mine) * 2 * INNER + column;
-#pragma unroll
-    for (int i = 0; i < 192; i += 64) {
-        if (column + i < INNER) prefetch(gates + i), prefetch(gates + INNER + i);
-    }
-    store_shared32(weight_at + lane * 4, __float_as_uint(weights[order[row + mine]]));
+    if (mine < count) store_shared32(weight_at + lane * 4, __float_as_uint(weights[order[row + mine]]));
 }
 
 /// The warp's rows of dact, rounded, on its desk: rows 0 ..< 16 of the first half of the tile, 16 ..< 32 of the second.
@@ -388,7 +374,7 @@ __device__ __forceinline__ void consume(
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
         const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
-        if (MODE == DACT) prepare_dact(weight_at, row, count, column, order, weights, gate_up);
+        if (MODE == DACT) prepare_dact(weight_at, row, count, order, weights);
         float d[2][96];
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
@@ -400,11 +386,10 @@ __device__ __forceinline__ void consume(
             if (count > 0) Desk{staging, weight_at, row, count, column, gate_up, out, act, sums}.finish();
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(ring.desk(group ^ 1, warp));
-            continue;
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (count <= 64 * half) break;
+            if (MODE == DACT || count <= 64 * half) break;
             if (MODE == UP) finish_up(d[half], staging, row + 64 * half, count - 64 * half, column, out, act);
             else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, out);
         }
@@ -425,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
         }
         barrier_init(ring.turn(0), 1);
         barrier_init(ring.turn(1), 1);
-        for (int i = 0; MODE == DACT && i < 8; ++i) barrier_init(ring.desk(i / 4, i), 1);
+        for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
         barrier_init_fence();
     }
     __syncthreads();
