@@ -118,7 +118,7 @@ class Experts:
             self.b1t, self.b2t = torch.empty_like(self.b1).view(E, A, 2 * F), torch.empty_like(self.b2).view(E, A, H)
             for b, t in ((self.b1, self.b1t), (self.b2, self.b2t)):
                 packed = torch.empty_like(b)
-                Module("lora_pack", WIDTH=A)("lora_pack", (-(-b.shape[1] // 64), E), 256, b.float(), packed, t, b.shape[1])
+                Module("lora_pack", WIDTH=A, MASTER_HALF=0)("lora_pack", (-(-b.shape[1] // 64), E), 256, b.float(), packed, t, b.shape[1])
                 assert torch.equal(packed, b) and torch.equal(t, b.transpose(1, 2).contiguous())
             self.p1, self.p2, self.q1, self.q2, self.p2w, self.q2w = (poison(R, A) for _ in range(6))
             zero = lambda t: torch.zeros(t.shape, device="cuda")

@@ -12,6 +12,17 @@ extension CUDABackend {
         }
     }
 
+    package func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)]) {
+        let table = tables.table(
+            of: pairs.map { x_N, y_N in
+                precondition(y_N.dtype == .bfloat16 && y_N.count == x_N.count)
+                var entry = TensorTables.Entry(x_N)
+                entry.gradient = y_N.address
+                return entry
+            })
+        device.timed("convert") { launchChunks("round_all", table) }
+    }
+
     package func sumsOfSquares(of tensors: [Tensor]) -> [Double] {
         guard !tensors.isEmpty else { return [] }
         let table = tables.table(of: tensors.map(TensorTables.Entry.init))

@@ -82,7 +82,7 @@ package struct Planner {
 
     /// What will be trained, without memory behind it.
     package var parameters: [Parameter] {
-        Trainables(configuration, settings, in: .measuring()).parameters
+        Trainables(configuration, settings, in: .measuring(), backend.computeDType).parameters
     }
 
     package func byteCount(_ plan: ExecutionPlan) -> Int { measure(plan).byteCount }

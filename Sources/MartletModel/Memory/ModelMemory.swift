@@ -42,7 +42,7 @@ final class ModelMemory {
         let sparseCount = c.isSparse.count { $0 }, E = c.experts?.expertCount ?? 0
         offset_LE1 = arena.carve([sparseCount, plan.tileCount, E + 1], .int32, for: .workspace)
 
-        let trainables = Trainables(c, settings, in: arena)
+        let trainables = Trainables(c, settings, in: arena, dtype)
         parameters = trainables.parameters
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
