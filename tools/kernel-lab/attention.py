@@ -60,21 +60,28 @@ class Attention:
                    table, self.Q, self.G, self.scale, shared=shared)
         return launch
 
-    def flash_backward(self, parts=None, order="span", **shape):
+    def flash_backward(self, parts=None, together=None, **shape):
         shape = {**BACKWARD[self.D], **shape}
         keys, queries, warps, stages = (shape[n] for n in ("KEYS", "QUERIES", "WARPS", "STAGES"))
         works, tiles = [], 0
         for s in self.spans:
-            works += [(*s, b, tiles, 0, 0) for b in reversed(range(max(1, ceil_div(s[3], keys))))]
-            tiles += ceil_div(s[1], queries)
+            count = ceil_div(s[1], queries)
+            for b in range(max(1, ceil_div(s[3], keys))):
+                first = max(0, b * keys - (s[3] - s[1])) // queries if b else 0
+                works.append((count - first, (*s, b, tiles, 0, 0)))
+            tiles += count
+        works = [w for _, w in sorted(works, key=lambda w: -w[0])]
         table, group = self.table(works), self.Q // self.G
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
         if parts is None:
-            parts, processors = 1, torch.cuda.get_device_properties(0).multi_processor_count
+            parts = 1
             while len(works) * self.G <= 4 * processors and len(works) * self.G * parts < 16 * processors and group % (2 * parts) == 0:
                 parts *= 2
+        units = parts * self.G
+        together = together or next((n for n in range(1, units + 1) if units % n == 0 and n * len(works) >= 2 * processors), units)
         nan = lambda *size: torch.full(size, float("nan"), device="cuda")
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
-        sums = nan(self.T, self.Q, self.D)
+        sums = nan(self.Q, self.T, self.D)
         key_sums = nan(len(works) * self.G, 2, keys, self.D) if parts > 1 else None
         count = 1 + tiles * self.Q * warps + len(works) * self.G
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
@@ -84,7 +91,7 @@ class Attention:
             module("attention_delta", ceil_div(self.T * self.Q, 8), 256, self.o, self.dout, self.lse, lse, delta, state, count,
                    self.T, self.Q)
             module("attention_flash_backward", len(works) * self.G * parts, 32 * warps, self.q, self.k, self.v, self.dout, lse,
-                   delta, table, self.dq, self.dk, self.dv, sums, key_sums, state, len(works), parts, tiles, self.T, self.Q,
+                   delta, table, self.dq, self.dk, self.dv, sums, key_sums, state, len(works), parts, together, tiles, self.T, self.Q,
                    self.G, self.scale, shared=shared)
         return launch
 

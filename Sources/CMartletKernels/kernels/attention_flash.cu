@@ -4,9 +4,9 @@
 //            Online softmax over blocks of 64 keys (Milakov & Gimelshein 2018; FlashAttention-2, Dao 2023).
 // Shapes     q, o bf16 [T, Q, D]; k, v bf16 [U, G, D], head h reading h / (Q / G); logSumExp float [T, Q]; works [blocks].
 // Budget     4 D FLOPs a seen pair and head; bound by mma.sync, then by shared memory: 13 FMA a byte with 32 rows a warp.
-// Launch     -DHEAD=D (64, 128, 192, 256) -DWARPS -DWARP_ROWS (16 or 32 queries each) -DRING (tiles of keys or values in shared memory)
-//            -DBLOCKS (an SM); <<<Q x blocks, 32 WARPS>>>, longest block first, 2 D (WARPS WARP_ROWS + 64 RING) bytes of dynamic
-//            shared memory.
+// Launch     -DHEAD=D (64, 128, 192, 256) -DWARPS -DWARP_ROWS (16 or 32 queries each) -DRING (tiles of keys or values in shared
+//            memory) -DBLOCKS (an SM); <<<Q x blocks, 32 WARPS>>>, longest block first, 2 D (WARPS WARP_ROWS + 64 RING) bytes of
+//            dynamic shared memory.
 // Numerics   float sums; probabilities rounded to bf16 for the second product. A row's maximum is raised only when it grows by
 //            2^8: what a row gets depends on its keys alone, not on the rows beside it. A query that sees nothing gets 0 and -inf.
 // Reference  CPUBackend.attention.
@@ -194,6 +194,7 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS) attention_flash(
     for (int i = lane; i < WARP_ROWS * chunks; i += 32) {
         const int row = warp * WARP_ROWS + i / chunks, c = i % chunks;
         if (row >= count) break;
-        store128(o_TQD + query_at + row * query_stride + c * 8, load_shared128(query_tile + row * HEAD * 2 + ((c ^ (row % 8)) << 4)));
+        const Vector eight = load_shared128(query_tile + row * HEAD * 2 + ((c ^ (row % 8)) << 4));
+        store128(o_TQD + query_at + row * query_stride + c * 8, eight);
     }
 }

@@ -3,16 +3,17 @@
 // Math       P = exp(scale q k^T - logSumExp); dv += P^T do; dS = P (do v^T - <do, o>); dk += scale dS^T q; dq = scale dS k.
 //            A block keeps KEYS keys and walks the queries that see them (FlashAttention-2, Dao 2023), for the heads of its part
 //            of a group in turn: k and v are read once, dk and dv sum over the group in registers.
-// Shapes     as the forward pass; lse, delta float [Q, T]; sums float [T, Q, D] and [tiles, 2 KEYS D], in no order that matters
+// Shapes     as the forward pass; lse, delta float [Q, T]; sums float [Q, T, D] and [tiles, 2 KEYS D], in no order that matters
 //            elsewhere; state int [1 + tiles of queries x Q x WARPS + blocks of keys x G], zeros.
 // Budget     10 D FLOPs a seen pair and head; bound by shared memory: 8.6 FMA a byte. Each step passes QUERIES D floats of dq
 //            through L2.
 // Launch     -DHEAD -DKEYS -DQUERIES -DWARPS -DSTAGES; `attention_delta` <<<T Q / 8, 256>>>, then `attention_flash_backward`
 //            <<<blocks of keys x G x parts, 32 WARPS>>>, dynamic shared memory 4 D (KEYS + STAGES QUERIES) + 4 KEYS QUERIES +
-//            8 STAGES QUERIES bytes. Key blocks of a span come in descending order.
-// Numerics   float sums; P and dS rounded to bf16 for the products. Blocks add to dq in turns, from the last keys that a query
-//            block sees to the first, and parts of a group to dk, dv in order: the same bytes each run. A block starts only
-//            after those whose turns it waits for (tickets), and walks queries upwards, so that turns come up by themselves.
+//            8 STAGES QUERIES bytes. Key blocks come longest first, and those of a span in ascending order.
+// Numerics   float sums; P and dS rounded to bf16 for the products. Blocks add to dq in turns, from the first keys of a span to
+//            the last, and parts of a group to dk, dv in order: the same bytes each run. Tickets see to it that the blocks
+//            whose turn comes before are running; queries are walked downwards and `together` heads side by side, so that a
+//            turn has come up when it is asked for.
 // Reference  CPUBackend.attentionBackward.
 #include "flash.cuh"
 
@@ -58,16 +59,6 @@ extern "C" __global__ void __launch_bounds__(256) attention_delta(
         lse_QT[index] = logSumExp_TQ[(u64)row * Q + head] * 1.44269504089f;
         delta_QT[index] = sum;
     }
-}
-
-/// Adds where nobody else adds at the same time.
-__device__ __forceinline__ void add_pair(float* to, float x, float y) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
-#else
-    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
-    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(to + 1), "f"(y) : "memory");
-#endif
 }
 
 /// A turn that warps of different blocks hand on: a number that counts up.
@@ -150,19 +141,27 @@ template <bool LOADS> __device__ __forceinline__ void pass_sums(float* at, KeySu
 /// What a thread knows of its block.
 struct Block {
     Work work;
-    int first_head, heads;
-    /// The first query block that sees these keys, and how many do.
-    int first, count;
+    /// First queries of the first and last query block that see these keys.
+    int first, last;
     /// Query i of the span sees the keys up to past + i.
     int past;
 
-    __device__ __forceinline__ int steps() const { return heads * count; }
-    __device__ __forceinline__ int head(int step) const { return first_head + step / count; }
-    /// First query of the step's block, in its span.
-    __device__ __forceinline__ int query(int step) const { return (first + step % count) * QUERIES; }
-    /// The last key block that the queries from `query` on see: the first to add to their dq.
+    /// The last key block that the queries from `query` on see: the last to add to their dq.
     __device__ __forceinline__ int last_block(int query) const {
         return max(0, past + min(query + QUERIES, work.queries) - 1) / KEYS;
+    }
+};
+
+/// A step: a head, and the first query of a block in the span. Queries go downwards, then heads upwards.
+struct Step {
+    int head, query;
+
+    __device__ __forceinline__ void advance(const Block& block) {
+        query -= QUERIES;
+        if (query < block.first) {
+            query = block.last;
+            ++head;
+        }
     }
 };
 
@@ -204,71 +203,131 @@ __device__ __forceinline__ void make_scores(
     store_scores(ds_tile, ds, key, query);
 }
 
-/// Adds a warp's dq in the block's turn; the last turn writes it out. `sums` and `dq` begin at the step's first query.
-__device__ __forceinline__ void add_queries(
-    float* sums, bf16* dq, u64 stride, QuerySums& d, float scale, int count, bool is_first, bool is_last) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+/// A thread's numbers of a [QUERIES, D] tile of dq: four for each j, of two rows.
+struct QueryPlace {
+    int row, column;
+
+    __device__ __forceinline__ explicit QueryPlace(int j) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        row = warp % row_warps * 32 + j / dq_tiles * 16 + lane / 4;
+        column = (warp / row_warps + j % dq_tiles / 2 * column_warps) * 16 + j % 2 * 8 + lane % 4 * 2;
+    }
+};
+
+/// The sums of such a tile, in float. Every block has the same thread for a place, so that a whole tile may stand in the order of
+/// the threads: fours where four are added at once (Hopper), else ones. Of the last tile of a span only `count` rows are there.
+template <bool WHOLE> struct Sums {
+    static constexpr bool fours = WHOLE && __CUDA_ARCH__ >= 900;
+    float* tile;
+    int count;
+
+    __device__ __forceinline__ float* place(int j, int c) const {
+        if (WHOLE) return tile + (fours ? (j * threads + threadIdx.x) * 4 + c : (j * 4 + c) * threads + threadIdx.x);
+        const QueryPlace at(j);
+        return at.row + c / 2 * 8 < count ? tile + (at.row + c / 2 * 8) * HEAD + at.column + c % 2 : nullptr;
+    }
+    __device__ __forceinline__ void set(int j, const float (&x)[4]) const {
+        if constexpr (fours) {
+            __stcg((float4*)place(j, 0), float4{x[0], x[1], x[2], x[3]});
+        } else {
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = warp % row_warps * 32 + m * 16 + lane / 4 + 8 * half;
-            if (row >= count) continue;
-#pragma unroll
-            for (int n = 0; n < dq_tiles; ++n) {
-                const u64 at = row * stride + (warp / row_warps + n / 2 * column_warps) * 16 + n % 2 * 8 + lane % 4 * 2;
-                float x = d[m][n][2 * half], y = d[m][n][2 * half + 1];
-                if (!is_last && !is_first) {
-                    add_pair(sums + at, x, y);
-                } else if (!is_last) {
-                    __stcg((float2*)(sums + at), float2{x, y});
-                } else {
-                    if (!is_first) {
-                        const float2 sum = __ldcg((const float2*)(sums + at));
-                        x += sum.x, y += sum.y;
-                    }
-                    *(u32*)(dq + at) = pack(scale * x, scale * y);
-                }
+            for (int c = 0; c < 4; ++c) {
+                if (float* p = place(j, c)) __stcg(p, x[c]);
             }
         }
+    }
+    /// x += the sums.
+    __device__ __forceinline__ void get(int j, float (&x)[4]) const {
+        if constexpr (fours) {
+            const float4 y = __ldcg((const float4*)place(j, 0));
+            x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
+        } else {
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                if (const float* p = place(j, c)) x[c] += __ldcg(p);
+            }
+        }
+    }
+    /// While nobody else adds: the order is that of the turns.
+    __device__ __forceinline__ void add(int j, const float (&x)[4]) const {
+        if constexpr (fours) {
+            asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                         ::"l"(place(j, 0)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+        } else {
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                if (float* p = place(j, c)) asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(x[c]) : "memory");
+            }
+        }
+    }
+};
+
+/// Adds a warp's dq to the sums in the block's turn; the last turn writes `dq`, which begins at the tile's first query.
+template <bool WHOLE> __device__ __forceinline__ void add_queries(
+    Sums<WHOLE> sums, bf16* dq, u64 stride, QuerySums& d, float scale, bool is_first, bool is_last) {
+    constexpr int fours = 2 * dq_tiles;
+    if (!is_first && !is_last) {
+#pragma unroll
+        for (int j = 0; j < fours; ++j) sums.add(j, d[j / dq_tiles][j % dq_tiles]);
+        return;
+    }
+    if (!is_last) {
+#pragma unroll
+        for (int j = 0; j < fours; ++j) sums.set(j, d[j / dq_tiles][j % dq_tiles]);
+        return;
+    }
+    if (!is_first) {
+        asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#pragma unroll
+        for (int j = 0; j < fours; ++j) sums.get(j, d[j / dq_tiles][j % dq_tiles]);
+    }
+#pragma unroll
+    for (int j = 0; j < fours; ++j) {
+        const float(&x)[4] = d[j / dq_tiles][j % dq_tiles];
+        const QueryPlace at(j);
+        bf16* to = dq + at.row * stride + at.column;
+        if (at.row < sums.count) *(u32*)to = pack(scale * x[0], scale * x[1]);
+        if (at.row + 8 < sums.count) *(u32*)(to + 8 * stride) = pack(scale * x[2], scale * x[3]);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backward(
     const bf16* q_TQD, const bf16* k_UGD, const bf16* v_UGD, const bf16* do_TQD, const float* lse_QT, const float* delta_QT,
     const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, float* query_sums, float* key_sums, int* state, int blocks,
-    int parts, int tiles, int T, int Q, int G, float scale) {
+    int parts, int together, int tiles, int T, int Q, int G, float scale) {
     extern __shared__ __align__(128) u8 memory[];
     __shared__ int ticket;
     if (threadIdx.x == 0) ticket = atomicAdd(state, 1);
     __syncthreads();
-    const int part = ticket / blocks / G, group = ticket / blocks % G, warp = threadIdx.x / 32;
+    // Heads of a part and group run side by side, `together` of them.
+    const int unit = ticket / (blocks * together) * together + ticket % together, index = ticket / together % blocks;
+    const int part = unit / G, group = unit % G, warp = threadIdx.x / 32;
     const u32 k = shared_address(memory), v = k + key_bytes, stages = v + key_bytes;
     const u32 p = stages + STAGES * stage_bytes, ds = p + score_bytes;
     const u64 query_stride = (u64)Q * HEAD, key_stride = (u64)G * HEAD;
 
     Block block;
-    const Work work = block.work = works[ticket % blocks];
-    block.heads = Q / G / parts;
-    block.first_head = (group * parts + part) * block.heads;
+    const Work work = block.work = works[index];
     block.past = work.keys - work.queries;
     const int first_key = work.block * KEYS, key_count = work.keys - first_key;
-    block.first = work.block == 0 ? 0 : max(0, first_key - block.past) / QUERIES;
-    block.count = ceil_div(work.queries, QUERIES) - block.first;
-    const int steps = block.steps();
+    block.first = work.block == 0 ? 0 : max(0, first_key - block.past) / QUERIES * QUERIES;
+    block.last = (work.queries - 1) / QUERIES * QUERIES;
+    const int heads = Q / G / parts, steps = heads * ((block.last - block.first) / QUERIES + 1);
+    Step now = {(group * parts + part) * heads, block.last}, ahead = now;
 
     auto fetch = [&](int step) {
         const u32 stage = stages + step % STAGES * stage_bytes;
-        const int head = block.head(step), query = block.query(step), count = work.queries - query;
-        const u64 at = (work.query + query) * query_stride + head * HEAD;
+        const int count = work.queries - ahead.query;
+        const u64 at = (work.query + ahead.query) * query_stride + ahead.head * HEAD;
         fetch_rows<QUERIES, HEAD, threads>(stage, q_TQD + at, query_stride, count);
         fetch_rows<QUERIES, HEAD, threads>(stage + query_bytes, do_TQD + at, query_stride, count);
         for (int i = threadIdx.x; i < 2 * QUERIES; i += threads) {
             const bool valid = i % QUERIES < count;
-            const u64 place = (u64)head * T + work.query + query + (valid ? i % QUERIES : 0);
+            const u64 place = (u64)ahead.head * T + work.query + ahead.query + (valid ? i % QUERIES : 0);
             copy_async4(stage + 2 * query_bytes + 4 * i, (i < QUERIES ? lse_QT : delta_QT) + place, valid);
         }
         copy_async_commit();
+        ahead.advance(block);
     };
     const u64 key_at = (work.key + first_key) * key_stride + group * HEAD;
     fetch_rows<KEYS, HEAD, threads>(k, k_UGD + key_at, key_stride, key_count);
@@ -279,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
     const int key = warp % key_warps * 32, column = warp / key_warps * 16;
     for (int step = 0; step < steps; ++step) {
         const u32 q = stages + step % STAGES * stage_bytes, dout = q + query_bytes;
-        const int query = block.query(step);
+        const int query = now.query;
         copy_async_wait<0>();
         __syncthreads();
         if (STAGES == 2 && step + 1 < steps) fetch(step + 1);
@@ -287,34 +346,40 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
         make_scores(k, v, q, dout, lse, p, ds, block.past + query + 1 - first_key, scale * 1.44269504089f);
         __syncthreads();
 
-        const int last = block.last_block(query), number = last - work.block;
+        const int number = work.block, last = block.last_block(query);
         Turn turn;
-        turn.ask(state + 1 + ((u64)(work.tile + query / QUERIES) * Q + block.head(step)) * WARPS + warp);
+        turn.ask(state + 1 + ((u64)(work.tile + query / QUERIES) * Q + now.head) * WARPS + warp);
         QuerySums dq = {};
         multiply<2, dq_tiles, KEYS / 16, true, true, 16 * column_warps>(
             dq, View<QUERIES, Chunks>(ds, 0, warp % row_warps * 32), View<HEAD, Rows>(k, 0, warp / row_warps * 16));
         turn.wait(number);
-        if (work.block == 0) __threadfence();
-        const u64 at = (work.query + query) * query_stride + block.head(step) * HEAD;
-        add_queries(query_sums + at, dq_TQD + at, query_stride, dq, scale, work.queries - query, number == 0, work.block == 0);
+        bf16* dq_rows = dq_TQD + (work.query + query) * query_stride + now.head * HEAD;
+        float* sums = query_sums + ((u64)now.head * T + work.query + query) * HEAD;
+        const int count = work.queries - query;
+        if (count >= QUERIES) {
+            add_queries(Sums<true>{sums, count}, dq_rows, query_stride, dq, scale, number == 0, number == last);
+        } else {
+            add_queries(Sums<false>{sums, count}, dq_rows, query_stride, dq, scale, number == 0, number == last);
+        }
         multiply<2, head_tiles, QUERIES / 16, false, true, 16 * other_warps>(
             dv, View<QUERIES, Rows>(p, key, 0), View<HEAD, Rows>(dout, 0, column));
-        if (work.block > 0) turn.hand_on(number + 1);
+        if (number < last) turn.hand_on(number + 1);
         multiply<2, head_tiles, QUERIES / 16, false, true, 16 * other_warps>(
             dk, View<QUERIES, Rows>(ds, key, 0), View<HEAD, Rows>(q, 0, column));
         if (STAGES == 1 && step + 1 < steps) {
             __syncthreads();
             fetch(step + 1);
         }
+        now.advance(block);
     }
 
     if (parts > 1) {
         Turn turn;
-        turn.ask(state + 1 + (u64)tiles * Q * WARPS + ticket % blocks * G + group);
-        float* sums = key_sums + (u64)(ticket % blocks * G + group) * 2 * KEYS * HEAD;
+        turn.ask(state + 1 + (u64)tiles * Q * WARPS + index * G + group);
+        float* sums = key_sums + (u64)(index * G + group) * 2 * KEYS * HEAD;
         turn.wait(part);
-        __threadfence();
         if (part > 0) {
+            asm volatile("fence.acq_rel.gpu;" ::: "memory");
             pass_sums<true>(sums, dk);
             pass_sums<true>(sums + KEYS * HEAD, dv);
         }

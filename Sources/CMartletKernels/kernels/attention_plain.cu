@@ -63,11 +63,6 @@ __device__ __forceinline__ void write(element* to, const Columns& sum, float sca
         if (d < HEAD) put(to + d, scale * sum[c] + (adds ? value(to[d]) : 0));
     }
 }
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
-    return x;
-}
 
 extern "C" __global__ void __launch_bounds__(256) attention_plain(
     const element* q_TQD, const element* k_UGD, const element* v_UGD, element* o_TQD, float* logSumExp_TQ, const Work* works,
@@ -84,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_plain(
         const int count = min(32, seen - key);
         const u64 from = at + key * stride;
         const float s = lane < count ? scale * dot(q_TQD + index * HEAD, k_UGD + from + lane * stride) : -infinity();
-        const float most = fmaxf(top, warp_max(s)), shrink = expf(top - most), p = expf(s - most);
+        const float most = fmaxf(top, warp_maximum(s)), shrink = expf(top - most), p = expf(s - most);
         top = most;
         total = total * shrink + group_sum<32>(p);
 #pragma unroll

@@ -16,8 +16,6 @@ struct alignas(16) Work {
     int unused[2];
 };
 
-__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
-
 /// 2^x
 __device__ __forceinline__ float power2(float x) {
     float y;
@@ -30,7 +28,8 @@ __device__ __forceinline__ float quad_max(float x) {
 }
 
 /// `ROWS` rows of WIDTH elements, `stride` elements apart, into a tile; those from `count` on become zeros.
-template <int ROWS, int WIDTH, int THREADS> __device__ __forceinline__ void fetch_rows(u32 tile, const bf16* from, u64 stride, int count) {
+template <int ROWS, int WIDTH, int THREADS>
+__device__ __forceinline__ void fetch_rows(u32 tile, const bf16* from, u64 stride, int count) {
     constexpr int chunks = WIDTH / 8;
 #pragma unroll
     for (int j = 0; j < ceil_div(ROWS * chunks, THREADS); ++j) {

@@ -86,6 +86,12 @@ struct FlashBackwardShape {
         return parts
     }
 
+    /// How many parts and heads (a divisor of their number) run side by side: enough to fill the GPU twice. More would
+    /// spread over more of the L2 cache, fewer would wait for each other's turns.
+    func together(units: Int, keyBlocks: Int, multiprocessors: Int) -> Int {
+        (1...units).first { units.isMultiple(of: $0) && $0 * keyBlocks >= 2 * multiprocessors } ?? units
+    }
+
     /// The most pairs of a block of keys and a head that are walked in parts.
     func mostSplit(rows: Int, keyValueHeads: Int, multiprocessors: Int) -> Int {
         min(4 * multiprocessors, 2 * ceilDiv(rows, keys) * keyValueHeads)
@@ -95,12 +101,12 @@ struct FlashBackwardShape {
 /// Statistics turned to [Q, T]; sums of dq that blocks add to in turns, and of dk and dv that parts pass on; tickets and
 /// turns.
 struct FlashScratch {
-    let lse_QT, delta_QT, querySums_TQD, keySums, state: Tensor
+    let lse_QT, delta_QT, querySums_QTD, keySums, state: Tensor
 
     init(_ scratch: inout Scratch, rows: Int, queryHeads: Int, size: Int, keySumCount: Int, stateCount: Int) {
         lse_QT = scratch.take([queryHeads, rows], .float32)
         delta_QT = scratch.take([queryHeads, rows], .float32)
-        querySums_TQD = scratch.take([rows, queryHeads, size], .float32)
+        querySums_QTD = scratch.take([queryHeads, rows, size], .float32)
         keySums = scratch.take([keySumCount], .float32)
         state = scratch.take([stateCount], .int32)
     }
@@ -155,6 +161,8 @@ extension CUDABackend {
         let parts = shape.parts(
             keyBlocks: table.count, rows: call.rows, keyValueHeads: call.keyValueHeads, group: call.group,
             multiprocessors: device.multiprocessorCount)
+        let together = shape.together(
+            units: parts * call.keyValueHeads, keyBlocks: table.count, multiprocessors: device.multiprocessorCount)
         var scratch = scratch()
         let temporary = FlashScratch(
             &scratch, rows: call.rows, queryHeads: call.queryHeads, size: call.size,
@@ -166,8 +174,9 @@ extension CUDABackend {
             call.inputs + [
                 .tensor(gradients.do_TQD), .tensor(temporary.lse_QT), .tensor(temporary.delta_QT),
                 .address(table.address), .tensor(gradients.dq_TQD), .tensor(gradients.dk_UGD),
-                .tensor(gradients.dv_UGD), .tensor(temporary.querySums_TQD), .tensor(temporary.keySums),
-                .tensor(temporary.state), .int(table.count), .int(parts), .int(table.tiles),
+                .tensor(gradients.dv_UGD), .tensor(temporary.querySums_QTD), .tensor(temporary.keySums),
+                .tensor(temporary.state), .int(table.count), .int(parts),
+                .int(together), .int(table.tiles),
             ] + call.extents)
         return true
     }

@@ -20,45 +20,55 @@ struct AttentionWork: Equatable {
     }
 }
 
-/// In which blocks a kernel walks the spans of a call.
+/// In which blocks a kernel walks the spans of a call, those with the most work first.
 enum AttentionSchedule: Equatable {
-    /// Whole spans.
+    /// Whole spans, as they come.
     case spans
-    /// Blocks of that many queries, those that see the most keys first.
+    /// Blocks of that many queries.
     case queries(Int)
-    /// Blocks of that many keys, from a span's last to its first; tiles are counted in blocks of `queryRows` queries.
+    /// Blocks of that many keys, a span's in ascending order; their work is counted in blocks of `queryRows` queries.
     case keys(Int, queryRows: Int)
 
     func works(_ spans: [AttentionSpan]) -> [AttentionWork] {
         let spans = spans.filter { $0.queryCount > 0 }
         switch self {
         case .spans: return spans.map(AttentionWork.init)
-        case .queries(let rows):
-            let works = spans.flatMap { span in
-                (0..<ceilDiv(span.queryCount, rows)).map { block in
-                    var work = AttentionWork(span)
-                    work.block = Int32(block)
-                    return work
-                }
-            }
-            func seen(_ work: AttentionWork) -> Int {
-                Int(work.keyCount - work.queryCount) + min(Int(work.queryCount), (Int(work.block) + 1) * rows)
-            }
-            return works.enumerated().sorted { (seen($1.element), $0.offset) < (seen($0.element), $1.offset) }
-                .map(\.element)
+        case .queries(let rows): return longestFirst(spans.flatMap { queryBlocks($0, rows) })
         case .keys(let rows, let queryRows):
-            var works: [AttentionWork] = [], tiles = 0
+            var works: [(AttentionWork, Int)] = [], tiles = 0
             for span in spans {
-                // A span without keys has a block too: the one that writes its queries' gradients.
-                for block in (0..<max(1, ceilDiv(span.keyCount, rows))).reversed() {
-                    var work = AttentionWork(span)
-                    (work.block, work.tile) = (Int32(block), Int32(tiles))
-                    works.append(work)
-                }
+                works += keyBlocks(span, rows, queryRows, firstTile: tiles)
                 tiles += ceilDiv(span.queryCount, queryRows)
             }
-            return works
+            return longestFirst(works)
         }
+    }
+
+    /// The blocks and the keys that their last queries see.
+    private func queryBlocks(_ span: AttentionSpan, _ rows: Int) -> [(AttentionWork, Int)] {
+        (0..<ceilDiv(span.queryCount, rows)).map { block in
+            var work = AttentionWork(span)
+            work.block = Int32(block)
+            return (work, span.keyCount - span.queryCount + min(span.queryCount, (block + 1) * rows))
+        }
+    }
+
+    /// The blocks and the blocks of queries that see them. A span without keys has a block too: the one that writes its
+    /// queries' gradients.
+    private func keyBlocks(
+        _ span: AttentionSpan, _ rows: Int, _ queryRows: Int, firstTile: Int
+    ) -> [(AttentionWork, Int)] {
+        (0..<max(1, ceilDiv(span.keyCount, rows))).map { block in
+            var work = AttentionWork(span)
+            (work.block, work.tile) = (Int32(block), Int32(firstTile))
+            let firstQuery = block == 0 ? 0 : max(0, block * rows - (span.keyCount - span.queryCount))
+            return (work, ceilDiv(span.queryCount, queryRows) - firstQuery / queryRows)
+        }
+    }
+
+    /// Equal ones in the order in which they came.
+    private func longestFirst(_ works: [(AttentionWork, Int)]) -> [AttentionWork] {
+        works.enumerated().sorted { ($1.element.1, $0.offset) < ($0.element.1, $1.offset) }.map(\.element.0)
     }
 }
 

@@ -126,6 +126,7 @@ extension ModelConfiguration {
         shapes.widest = max(hiddenSize, queryHeadCount * headSize, inner, experts?.expertCount ?? 0)
         shapes.rank = settings.adapter?.rank ?? 0
         shapes.trains = settings.trains
+        shapes.isRoomy = plan.isRoomy
         shapes.dropsOut = (settings.adapter?.dropout ?? 0) > 0
         shapes.trainsWeights = settings.method == .full
         return shapes
