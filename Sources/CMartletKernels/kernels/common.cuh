@@ -111,12 +111,7 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 /// 1 / (1 + exp(-x))
-__device__ __forceinline__ float sigmoid(float x) {
-    float power, d;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(1 + power));
-    return d;
-}
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 /// The largest over the 32 lanes, in each of them; a NaN is passed over.
 __device__ __forceinline__ float warp_maximum(float x) {

@@ -373,12 +373,12 @@ __device__ __forceinline__ void consume(
     for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
-        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
-        if (MODE == DACT) prepare_dact(weight_at, row, count, order, weights);
+        if (MODE == DACT) prepare_dact(weight_at, tile.row + warp % 4 * 16, tile.count - warp % 4 * 16, order, weights);
         float d[2][96];
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
+        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
         if (MODE == DACT) {
             barrier_wait(ring.desk(group, warp), (round ^ group ^ 1) & 1);
             lay_out(d, staging, count);
