@@ -69,7 +69,7 @@ final class CuDNNAttention {
     /// Why cuDNN was first not used; for `martlet doctor`.
     private(set) var refusal: MartletError?
     /// The most room that a backward call may take.
-    let roomLimit: Int
+    var roomLimit: Int
     private let device: Device
     private let tables: SpanTables
     /// nil where cuDNN has none.
