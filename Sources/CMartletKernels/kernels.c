@@ -3,9 +3,6 @@
 static const unsigned char common[] = {
 #embed "kernels/common.cuh"
 };
-static const unsigned char element[] = {
-#embed "kernels/element.cuh"
-};
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
 };
@@ -72,10 +69,21 @@ static const unsigned char cross_entropy[] = {
 static const unsigned char optimizer[] = {
 #embed "kernels/optimizer.cu"
 };
+static const unsigned char flash[] = {
+#embed "kernels/flash.cuh"
+};
+static const unsigned char attention_flash[] = {
+#embed "kernels/attention_flash.cu"
+};
+static const unsigned char attention_flash_backward[] = {
+#embed "kernels/attention_flash_backward.cu"
+};
+static const unsigned char attention_plain[] = {
+#embed "kernels/attention_plain.cu"
+};
 
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
-    {"element.cuh", element, sizeof element},
     {"sm90.cuh", sm90, sizeof sm90},
     {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
@@ -98,6 +106,10 @@ static const MartletKernelSource sources[] = {
     {"router.cu", router, sizeof router},
     {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
     {"optimizer.cu", optimizer, sizeof optimizer},
+    {"flash.cuh", flash, sizeof flash},
+    {"attention_flash.cu", attention_flash, sizeof attention_flash},
+    {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
+    {"attention_plain.cu", attention_plain, sizeof attention_plain},
 };
 const MartletKernelSource *const martletKernelSources = sources;
 const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

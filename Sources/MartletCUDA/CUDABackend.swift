@@ -16,6 +16,8 @@ package final class CUDABackend: Backend {
     /// How experts are computed where nothing stands against it.
     let expertsPath: ExpertsPath
     let tables: TensorTables
+    let attentionTables: AttentionTables
+
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = computeDType == .bfloat16 ? CuDNNAttention(device, staging) : nil
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
@@ -31,6 +33,7 @@ package final class CUDABackend: Backend {
         expertsPath = try CUDABackend.expertsPath(capability: device.capability)
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
+        attentionTables = AttentionTables(staging)
     }
 
     /// An empty layout over the scratch memory, for one op.
@@ -38,6 +41,14 @@ package final class CUDABackend: Backend {
 
     /// 1 where activations are bfloat16: the kernels' `-DHALF`.
     var half: KernelDefine { KernelDefine("HALF", computeDType == .bfloat16 ? 1 : 0) }
+
+    /// GPU, driver, libraries, and the ways chosen.
+    package var description: String {
+        let version = device.driverVersion
+        return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
+            + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
+            + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version)"
+    }
 
     /// Bytes of the GPU's memory in use, by this process or any other.
     package var usedByteCount: Int {

@@ -37,6 +37,8 @@ extension CUDABackend {
         if !arena.isMeasuring { scratchMemory = memory }
         blas.reserveWorkspace(in: arena)
         tables.reserve(in: arena)
+        attentionTables.reserve(tokens: shapes.tokens, in: arena)
+
         cudnnAttention?.reserve(for: shapes, in: arena)
     }
 
@@ -53,6 +55,7 @@ extension CUDABackend {
                     drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
             },
             { self.reserveExperts(&$0, shapes) },
+            { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
             { self.cudnnAttention?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },

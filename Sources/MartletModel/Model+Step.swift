@@ -71,6 +71,7 @@ extension Model {
                 "a sequence is \(longest + 1) tokens long", in: "the packed step",
                 because: "the plan is for at most \(plan.maximumLength)", fix: "raise max_length, or truncate")
         }
+        refreshWorkingValues()
         upload(step.tokens, into: memory.tokens_T.rows(0..<T))
         upload(step.targets, into: memory.targets_T.rows(0..<T))
         upload(step.positions, into: memory.positions_T.rows(0..<T))

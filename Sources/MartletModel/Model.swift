@@ -136,6 +136,12 @@ package final class Model {
         return memory.appliedAdapters[weight]
     }
 
+    /// Brings what is computed with up to date with the trained values.
+    func refreshWorkingValues() {
+        let pairs = parameters.compactMap { parameter in parameter.working.map { (parameter.value, $0) } }
+        if !pairs.isEmpty { backend.convert(pairs) }
+    }
+
     // MARK: Weights to compute with
 
     /// Layer `index`'s weights, decoded into their slot if they are not there already.
@@ -204,7 +210,8 @@ package final class Model {
         guard let lora = settings.adapter, let tensors = adapterTensors(on: weight) else { return nil }
         let pair = factors[weight]
         return LoRA(
-            a: tensors.a, b: tensors.b, da: pair?.a.gradient, db: pair?.b.gradient, scale: lora.scale,
+            a: pair?.a.working ?? tensors.a, b: pair?.b.working ?? tensors.b, da: pair?.a.gradient,
+            db: pair?.b.gradient, scale: lora.scale,
             dropout: dropout(lora, weight))
     }
 

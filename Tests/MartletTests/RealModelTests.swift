@@ -2,6 +2,7 @@ import Martlet
 import MartletCore
 import MartletData
 import MartletModel
+import MartletTestSupport
 import Testing
 
 /// The whole way: checkpoint, dataset, plan, model, loop, export.

@@ -2,6 +2,7 @@ import Martlet
 import MartletCore
 import MartletData
 import MartletModel
+import MartletTestSupport
 
 /// A real model, tiny and untrained, with a little text to learn.
 struct TinyRun {

@@ -1,4 +1,4 @@
-"""The router, the cross-entropy and the optimizer's kernels against float64, and their rates. Run: python3 loss.py [--rates]"""
+"""The kernels of the router, of the loss and of the optimizer against float64, and their rates: python3 loss.py [--rates]"""
 import sys
 import numpy as np
 import torch
@@ -96,6 +96,21 @@ def router_case(T, E, K, dtype, normalizes, auxiliary, levels=None):
            order=order, same=repeats, kept=kept, **errors)
 
 
+def order_case(T, K, E, offset):
+    """routing_order"""
+    ids = torch.randint(0, E, (T * K + offset,), device="cuda", dtype=i32)[offset:]
+    if T > 9: ids[T // 2 * K:] = 1  # crowded
+    R = T * K
+    order, position, start = poison(R, dtype=i32), poison(R, dtype=i32), poison(E + 1, dtype=i32)
+    Module("routing", EXPERTS=E)("routing_order", E, 1024, ids, order, position, start, R)
+    expected = ids.long().sort(stable=True).indices
+    inverse = torch.empty_like(expected).scatter_(0, expected, torch.arange(R, device="cuda"))
+    counts = torch.bincount(ids.long(), minlength=E).cumsum(0)
+    good = torch.equal(order[:R].long(), expected) and torch.equal(position[:R].long(), inverse)
+    good = good and torch.equal(start[1:-1].long(), counts) and start[0].item() == 0
+    report(f"routing_order T {T} K {K} E {E} offset {offset}", good and untouched(order, position, start))
+
+
 def router_edges():
     """router: NaN, infinity, nothing"""
     logits = torch.randn(9, 128, device="cuda", dtype=bf16)
@@ -109,11 +124,10 @@ def router_edges():
 
 # MARK: Cross-entropy
 
-def losses(logits, target, scale, loss=None, **defines):
+def losses(logits, target, scale, loss=None):
     loss = poison(len(target)) if loss is None else loss
-    threads = defines.get("THREADS", 1024)
-    Module("cross_entropy", HALF=int(logits.dtype == bf16), **defines)(
-        "cross_entropy", len(target), threads, logits, target, loss, logits.shape[1], int(scale is not None), float(scale or 0))
+    Module("cross_entropy", HALF=int(logits.dtype == bf16))(
+        "cross_entropy", len(target), 1024, logits, target, loss, logits.shape[1], int(scale is not None), float(scale or 0))
     return loss
 
 
@@ -171,19 +185,22 @@ class Table:
         self.entries = torch.from_numpy(entries.view(np.uint8)).cuda()
         self.owners = torch.tensor(owners, dtype=i32, device="cuda")
         self.partials, self.sums = (torch.full((n + 1,), nan, dtype=torch.float64, device="cuda") for n in (self.chunks, self.tensors))
-        self.module = Module("optimizer", CHUNK=chunk)
+        self.module = Module("optimizer")
 
-    def zero(self): self.module("zero_all", self.chunks, 256, self.entries, self.owners)
+    def each_chunk(self, entry, *arguments):
+        if self.chunks: self.module(entry, self.chunks, 256, self.entries, self.owners, self.chunk, *arguments)
+
+    def zero(self): self.each_chunk("zero_all")
 
     def squares(self):
-        self.module("square_partials", self.chunks, 256, self.entries, self.owners, self.partials)
-        self.module("square_sums", self.tensors, 256, self.entries, self.partials, self.sums)
+        self.each_chunk("square_partials", self.partials)
+        self.module("square_sums", self.tensors, 256, self.entries, self.chunk, self.partials, self.sums)
         return self.sums
 
     def adamw(self, step, lr=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, gradient_scale=0.5):
         b1, b2, lr32 = (float(np.float32(x)) for x in (beta1, beta2, lr))
         self.numbers = [np.float32(x) for x in (lr, beta1, beta2, lr32 / (1 - b1 ** step), 1 / (1 - b2 ** step) ** 0.5, epsilon, gradient_scale)]
-        self.module("adamw", self.chunks, 256, self.entries, self.owners, *(float(x) for x in self.numbers))
+        self.each_chunk("adamw", *(float(x) for x in self.numbers))
 
 
 def optimizer_case():
@@ -280,22 +297,18 @@ def router_rates():
         "route": lambda: m("route", T // 8, 256, logits, p, lse, expert, weight, T, 1),
         "routing_order": lambda: Module("routing", EXPERTS=E)("routing_order", E, 1024, expert, order, position, offset, T * K),
         "route_backward": lambda: m("route_backward", T // 8, 256, p, lse, expert, weight, dw, None, 0.0, d, T, 1)}, inner=20),
-        lambda n: 6 * T * E)
+        lambda n: 12 * T * K if "order" in n else 6 * T * E)
 
 
 def loss_rates():
     """loss rates"""
-    variants = [{}] + [dict(THREADS=t, DEPTH=d, BLOCKS=b) for t, d, b in
-                       ((1024, 2, 2), (1024, 8, 1), (512, 4, 2), (512, 2, 4), (512, 8, 2), (256, 4, 4), (256, 4, 8), (256, 8, 4))]
-    for rows, V, chosen in ((2048, 151936, variants), (512, 151936, variants[:2]), (2048, 151937, variants[:2])):
+    for rows, V in ((2048, 151936), (512, 151936), (2048, 151937)):
         logits = torch.randn(rows, V, device="cuda", dtype=bf16)
         target = torch.randint(0, V, (rows,), device="cuda", dtype=i32)
-        works, loss = {}, poison(rows)
-        for v in chosen:
-            name = " ".join(f"{k.lower()} {x}" for k, x in v.items()) or "as launched"
-            works[name] = lambda v=v: losses(logits, target, 1e-3, loss, **v)
-            works["loss only, " + name] = lambda v=v: losses(logits, target, None, loss, **v)
-        show(f"{rows} x {V}", times(works), lambda n: (2 if "only" in n else 4) * rows * V)
+        loss = poison(rows)
+        show(f"{rows} x {V}", times({
+            "loss and gradient": lambda: losses(logits, target, 1e-3, loss), "loss only": lambda: losses(logits, target, None, loss)}),
+            lambda n: (2 if "only" in n else 4) * rows * V)
         del logits
 
 
@@ -305,10 +318,8 @@ def optimizer_rates():
     for i, o in ((2048, 4096), (2048, 512), (2048, 512), (4096, 2048)): layer += [16 * i, 16 * o]
     lists = [[torch.full((n,), 1e-3, device="cuda") for _ in range(4)] for _ in range(48) for n in layer]
     count = sum(ts[0].numel() for ts in lists)
-    tables = {c: Table(lists, [0.01] * len(lists), c) for c in (8192, 16384, 32768)}
-    works = {}
-    for c, t in tables.items():
-        works |= {f"adamw chunk {c}": lambda t=t: t.adamw(3), f"squares chunk {c}": t.squares, f"zero chunk {c}": t.zero}
+    t = Table(lists, [0.01] * len(lists), 8192)
+    works = {"adamw": lambda: t.adamw(3), "squares": t.squares, "zero": t.zero}
     p, g, m, v = ([ts[k] for ts in lists] for k in range(4))
     steps = [torch.tensor(3.0, device="cuda") for _ in p]
     works["adamw, torch fused"] = lambda: torch._fused_adamw_(
@@ -327,6 +338,8 @@ for T, E, K, levels in ((4096, 128, 8, None), (4096, 128, 8, 1), (7, 5, 2, None)
             one.__doc__ = f"router {T} {E} {K}"
             check(one)
 check(router_edges)
+for T, K, E, offset in ((0, 8, 128, 0), (1, 1, 3, 0), (7, 5, 40, 1), (4096, 8, 128, 0), (5000, 6, 64, 2), (33, 8, 1024, 4)):
+    check(lambda: order_case(T, K, E, offset))
 for rows, V in ((7, 151936), (33, 151937), (257, 1003), (1, 5), (3, 8), (9, 1), (64, 32000), (5, 8191)):
     for dtype in (bf16, f32):
         def one(): loss_case(rows, V, dtype)

@@ -8,24 +8,11 @@
 // Launch     -DHALF; <<<rows, 1024>>>. Where rows are not 16-byte aligned (odd V), their ends are taken one by one.
 // Numerics   running maximum and sum a thread, put together in a fixed order; float; one rounding of the gradient.
 // Reference  CPUBackend.crossEntropy.
-#include "element.cuh"
+#include "elements.cuh"
 
-#ifndef THREADS
-#define THREADS 1024
-#endif
-#ifndef BLOCKS
-#define BLOCKS 1
-#endif
-
-/// Vectors that a thread has on the way at a time.
-#ifndef DEPTH
-#define DEPTH 4
-#endif
-
-union Elements {
-    Vector vector;
-    Element at[vector_width];
-};
+constexpr int threads = 1024;
+/// Eights that a thread has on the way at a time.
+constexpr int depth = 4;
 
 /// The sum of exp(x - most). `most` starts finite, so that a logit of -infinity counts as 0.
 struct Softmax {
@@ -46,43 +33,42 @@ struct Softmax {
         for (int i = 0; i < count; ++i) sum += __expf(x[i] - most);
     }
 
-    /// Over the 32 lanes, the same in each.
+    /// Over the 32 lanes, in each of them.
     __device__ __forceinline__ Softmax across_warp() const {
         const float all = warp_maximum(most);
-        return Softmax{all, warp_sum(sum * __expf(most - all))};
+        return Softmax{all, group_sum<32>(sum * __expf(most - all))};
     }
 };
 
-/// A row as threads walk it: aligned vectors, and the few logits before and after them.
+/// A row as threads walk it: aligned eights, and the few logits before and after them.
 struct Row {
-    Element* start;
+    element* start;
     int before;
-    int vectors;
+    int eights;
     int ends;
 
-    __device__ __forceinline__ Row(Element* start, int count) : start(start) {
-        before = min(count, (int)(-(u64)start % 16 / sizeof(Element)));
-        vectors = (count - before) / vector_width;
-        ends = count - vectors * vector_width;
+    __device__ __forceinline__ Row(element* start, int count) : start(start) {
+        before = min(count, (int)(-(u64)start % 16 / sizeof(element)));
+        eights = (count - before) / 8;
+        ends = count - eights * 8;
     }
-    __device__ __forceinline__ Elements* vector(int i) const { return (Elements*)(start + before) + i; }
-    __device__ __forceinline__ Element* end(int i) const { return start + (i < before ? i : i + vectors * vector_width); }
+    __device__ __forceinline__ Eight<element>& eight(int i) const { return *(Eight<element>*)(start + before + 8 * i); }
+    __device__ __forceinline__ element* end(int i) const { return start + (i < before ? i : i + eights * 8); }
 };
 
 __device__ __forceinline__ Softmax softmax(const Row& row) {
     Softmax mine = Softmax::of_nothing();
-    for (int first = threadIdx.x; first < row.vectors; first += DEPTH * THREADS) {
-        Elements v[DEPTH];
+    for (int first = threadIdx.x; first < row.eights; first += depth * threads) {
+        Eight<element> v[depth];
 #pragma unroll
-        for (int j = 0; j < DEPTH; ++j) {
-            if (first + j * THREADS < row.vectors) v[j].vector = row.vector(first + j * THREADS)->vector;
+        for (int j = 0; j < depth; ++j) {
+            if (first + j * threads < row.eights) v[j] = row.eight(first + j * threads);
         }
 #pragma unroll
-        for (int j = 0; j < DEPTH; ++j) {
-            if (first + j * THREADS >= row.vectors) break;
-            float x[vector_width];
-#pragma unroll
-            for (int i = 0; i < vector_width; ++i) x[i] = value(v[j].at[i]);
+        for (int j = 0; j < depth; ++j) {
+            if (first + j * threads >= row.eights) break;
+            float x[8];
+            unpack(v[j], x);
             mine.take(x);
         }
     }
@@ -90,45 +76,45 @@ __device__ __forceinline__ Softmax softmax(const Row& row) {
         const float x[1] = {value(*row.end(threadIdx.x))};
         mine.take(x);
     }
-    constexpr int warps = THREADS / 32;
-    __shared__ Softmax of_warp[warps];
+    static_assert(threads == 32 * 32, "a warp's sum for each lane of a warp");
+    __shared__ Softmax of_warp[32];
     mine = mine.across_warp();
-    const int lane = threadIdx.x % 32;
-    if (lane == 0) of_warp[threadIdx.x / 32] = mine;
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = mine;
     __syncthreads();
-    return (lane < warps ? of_warp[lane] : Softmax::of_nothing()).across_warp();
+    return of_warp[threadIdx.x % 32].across_warp();
 }
 
 /// x = scale exp(x - most), from the row's end to its start.
 __device__ __forceinline__ void scale_row(const Row& row, float most, float scale) {
-    const int last = row.vectors - 1 - (int)threadIdx.x;
-    for (int first = last; first >= 0; first -= DEPTH * THREADS) {
-        Elements v[DEPTH];
+    for (int first = row.eights - 1 - (int)threadIdx.x; first >= 0; first -= depth * threads) {
+        Eight<element> v[depth];
 #pragma unroll
-        for (int j = 0; j < DEPTH; ++j) {
-            if (first - j * THREADS >= 0) v[j].vector = row.vector(first - j * THREADS)->vector;
+        for (int j = 0; j < depth; ++j) {
+            if (first - j * threads >= 0) v[j] = row.eight(first - j * threads);
         }
 #pragma unroll
-        for (int j = 0; j < DEPTH; ++j) {
-            if (first - j * THREADS < 0) break;
+        for (int j = 0; j < depth; ++j) {
+            if (first - j * threads < 0) break;
+            float x[8];
+            unpack(v[j], x);
 #pragma unroll
-            for (int i = 0; i < vector_width; ++i) v[j].at[i] = element(scale * __expf(value(v[j].at[i]) - most));
-            row.vector(first - j * THREADS)->vector = v[j].vector;
+            for (int i = 0; i < 8; ++i) x[i] = scale * __expf(x[i] - most);
+            repack(x, row.eight(first - j * threads));
         }
     }
     if (threadIdx.x < row.ends) {
-        Element* x = row.end(threadIdx.x);
-        *x = element(scale * __expf(value(*x) - most));
+        element* x = row.end(threadIdx.x);
+        put(x, scale * __expf(value(*x) - most));
     }
 }
 
 __device__ __forceinline__ void zero_row(const Row& row) {
-    for (int i = threadIdx.x; i < row.vectors; i += THREADS) row.vector(i)->vector = Vector{0, 0, 0, 0};
-    if (threadIdx.x < row.ends) *row.end(threadIdx.x) = 0;
+    for (int i = threadIdx.x; i < row.eights; i += threads) row.eight(i) = {};
+    if (threadIdx.x < row.ends) put(row.end(threadIdx.x), 0.0f);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) cross_entropy(
-    Element* logits, const int* target, float* loss, int vocabulary, int gives_gradient, float scale) {
+extern "C" __global__ void __launch_bounds__(threads) cross_entropy(
+    element* logits, const int* target, float* loss, int vocabulary, int gives_gradient, float scale) {
     const Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
     const int wanted = target[blockIdx.x];
     if (wanted < 0) {
@@ -145,5 +131,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) cross_entropy(
     const float factor = exists ? scale / all.sum : not_a_number();
     scale_row(row, all.most, factor);
     __syncthreads();
-    if (threadIdx.x == 0 && exists) row.start[wanted] = element(factor * __expf(x - all.most) - scale);
+    if (threadIdx.x == 0 && exists) put(row.start + wanted, factor * __expf(x - all.most) - scale);
 }

@@ -1,6 +1,6 @@
 // Elements of either storage, bf16 or float, moved eight at a time and computed with as floats.
 //
-// `element` is what activations are (-DHALF=1: bf16, 0: float), `parameter` what a weight is (-DPARAMETER_HALF, else as element).
+// `element` is what activations are (-DHALF=1: bf16, 0: float), `parameter` what a weight is (-DPARAMETER_HALF, else the same).
 #pragma once
 #include "common.cuh"
 
@@ -78,6 +78,21 @@ template <class E> __device__ __forceinline__ void store(E* p, const float (&x)[
     }
 }
 
+/// The same in rows whose width is a multiple of 8 (`whole`): an eight is there or not, and nothing branches.
+template <bool whole, class E> __device__ __forceinline__ Eight<E> load(const E* p, int count) {
+    if constexpr (!whole) return load(p, count, false);
+    Eight<E> e = {};
+    if (count > 0) e = *(const Eight<E>*)p;
+    return e;
+}
+template <bool whole, class E> __device__ __forceinline__ void store(E* p, const float (&x)[8], int count) {
+    if constexpr (!whole) {
+        store(p, x, count, false);
+    } else if (count > 0) {
+        repack(x, *(Eight<E>*)p);
+    }
+}
+
 template <class... P> __device__ __forceinline__ bool are_aligned(P... pointers) { return ((u64)pointers | ...) % 16 == 0; }
 
 /// A thread's eight of a flat array that blocks of 256 threads share: the first one's index, and how many there are.
@@ -91,8 +106,8 @@ struct Flat {
     }
 };
 
-/// The sum over N (a power of two) neighbouring threads of a block of 256, in each of them, in a fixed order. All threads of the
-/// block call it.
+/// The sum over N (a power of two) neighbouring threads of a block of 256, in each of them, in a fixed order. All threads of
+/// the block call it.
 template <int N> __device__ __forceinline__ float group_sum(float x) {
 #pragma unroll
     for (int distance = (N < 32 ? N : 32) / 2; distance > 0; distance /= 2) {

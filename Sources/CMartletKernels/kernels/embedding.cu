@@ -2,21 +2,21 @@
 //
 // Math       x[t] = table[token[t]];  backward: dtable[v] += sum over t with token[t] = v of dx[t]
 // Shapes     table `parameter` [V, H]; x, dx `element` [T, H]; dtable float [V, H]; tokens int32 [T].
-// Budget     bytes 2 T H elements forward; backward T H elements + 8 H of each distinct token, and T reads of the T ids from L2.
-//            Bound by bytes; the ids of T = 16384 are 1 GB of L2 reads.
+// Budget     bytes 2 T H elements forward; backward T H elements + 8 H of each distinct token, and T reads of the T ids from
+//            L2 (1 GB at T = 16384). Bound by bytes, unless one token is most of them: its rows are added one by one.
 // Launch     -DHALF -DPARAMETER_HALF -DWIDTH=H; <<<(T, H / 2048 rounded up), 256>>>, 8 columns a thread.
 // Numerics   the first row of a token adds up all of them, in the order of the rows: reproducible, no atomics. Ids outside
 //            0 ..< V are the caller's fault.
 // Reference  CPUBackend.embedding, embeddingBackward.
 #include "elements.cuh"
 
-constexpr bool aligned = WIDTH % 8 == 0;
+constexpr bool whole = WIDTH % 8 == 0;
 
 extern "C" __global__ void __launch_bounds__(256) embedding(const int* tokens_T, const parameter* table_VH, element* x_TH) {
     const int column = (blockIdx.y * 256 + threadIdx.x) * 8, count = WIDTH - column;
     float x[8];
-    unpack(load(table_VH + (u64)tokens_T[blockIdx.x] * WIDTH + column, count, aligned), x);
-    store(x_TH + (u64)blockIdx.x * WIDTH + column, x, count, aligned);
+    unpack(load<whole>(table_VH + (u64)tokens_T[blockIdx.x] * WIDTH + column, count), x);
+    store<whole>(x_TH + (u64)blockIdx.x * WIDTH + column, x, count);
 }
 
 /// The rows among 256 from `first` on that hold `token`, ascending, into `found`; their count, in every thread.
@@ -49,16 +49,16 @@ extern "C" __global__ void __launch_bounds__(256) embedding_backward(
     const int column = (blockIdx.y * 256 + threadIdx.x) * 8, count = WIDTH - column;
     float* target = dtable_VH + (u64)token * WIDTH + column;
     float sum[8];
-    unpack(load(target, count, aligned), sum);
+    unpack(load<whole>(target, count), sum);
     for (int first = blockIdx.x; first < tokens; first += 256) {
         const int total = find(tokens_T, tokens, token, first, found);
-#pragma unroll 4
+#pragma unroll 8
         for (int i = 0; i < total; ++i) {
             float dx[8];
-            unpack(load(dx_TH + (u64)found[i] * WIDTH + column, count, aligned), dx);
+            unpack(load<whole>(dx_TH + (u64)found[i] * WIDTH + column, count), dx);
 #pragma unroll
             for (int j = 0; j < 8; ++j) sum[j] += dx[j];
         }
     }
-    store(target, sum, count, aligned);
+    store<whole>(target, sum, count);
 }

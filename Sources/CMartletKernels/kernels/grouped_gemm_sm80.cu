@@ -44,11 +44,11 @@ constexpr int columns = MODE == UP || MODE == DACT ? INNER : HIDDEN;
 /// Output columns of a tile; UP has the gate and the up column of each.
 constexpr int tile_outputs = MODE == UP ? TILE_COLUMNS / 2 : TILE_COLUMNS;
 constexpr int column_tiles = ceil_div(columns, tile_outputs);
-constexpr int base_steps = ceil_div(k_size, STEP);
-constexpr int steps = base_steps + ceil_div(RANK, STEP);
-/// Multiples of 16 of K: in a step, and those of the last one that are not all zero.
+/// Steps of the adapter, which come first, and of the weights.
+constexpr int ext_steps = ceil_div(RANK, STEP);
+constexpr int steps = ext_steps + ceil_div(k_size, STEP);
+/// Multiples of 16 of K in a step.
 constexpr int units = STEP / 16;
-constexpr int last_units = ((RANK ? RANK : k_size) - 1) / 16 % units + 1;
 
 constexpr int threads = TILE_COLUMNS;
 constexpr int a_bytes = tile_rows * STEP * 2;
@@ -56,7 +56,7 @@ constexpr int stage_bytes = a_bytes + TILE_COLUMNS * STEP * 2;
 /// The finished tile takes the ring's place; 16 bytes between rows keep the banks apart.
 constexpr int staging_pitch = TILE_COLUMNS * 2 + 16;
 static_assert(tile_rows * staging_pitch <= STAGES * stage_bytes, "the finished tile fits into the ring");
-static_assert(STEP == 32 || STEP == 64, "the swizzles below");
+static_assert((STEP == 32 || STEP == 64) && STAGES >= 3, "the swizzles and the waits below");
 
 /// Where 16-byte chunk `chunk` of row `row` stands: rows of STEP along K (of A, and of W as stored), swizzled so that eight
 /// rows' same chunk lies in all banks.
@@ -70,83 +70,61 @@ __device__ __forceinline__ int column_place(int row, int chunk) {
 
 // MARK: Filling the ring
 
-/// Thread i copies chunk i % chunks of rows i / chunks + apart * j.
+/// Thread i copies chunk i % chunks of rows i / chunks + apart * j of A, and of W where it is stored along K; otherwise chunk
+/// i % wide of rows (of W) i / wide + 8 j.
 constexpr int chunks = STEP / 8;
 constexpr int apart = threads / chunks;
-constexpr int a_copies = tile_rows / apart;
-constexpr int b_copies = TILE_COLUMNS / apart;
+constexpr int wide = TILE_COLUMNS / 8;
+constexpr int b_copies = chunks;
 
-/// What one tile multiplies: its rows of A and its expert's matrices.
-struct Operands {
-    /// This thread's rows; without a gather only the first, and the others follow.
-    const bf16* rows[gathers ? a_copies : 1];
-    const bf16 *b, *a_ext, *b_ext;
-    int count, column;
+/// Where this thread's copies of the next step come from: A's rows of `width`, and the expert's W.
+template <int width, int row_warps> struct Source {
+    static constexpr int a_copies = 64 * row_warps / apart;
+    static constexpr int copies = a_copies + b_copies;
+    const bf16 *a[a_copies], *b;
+    int k = 0, column;
 
-    __device__ __forceinline__ Operands(
-        const bf16* a, const bf16* b, const bf16* a_ext, const bf16* b_ext, const int* order, const Tile& tile, int column)
-        : b(b + (u64)tile.expert * HIDDEN * INNER * (MODE == UP || MODE == DX ? 2 : 1)),
-          a_ext(a_ext + (u64)tile.row * RANK), b_ext(b_ext + (u64)tile.expert * RANK * (MODE == UP ? 2 * INNER : columns)),
-          count(tile.count), column(column) {
-        const int first = threadIdx.x / chunks;
+    /// Rows past the tile's end repeat its last; what they give is not stored.
+    template <class Row>
+    __device__ __forceinline__ Source(const bf16* rows, const bf16* matrix, int count, int tile_column, Row row)
+        : column(tile_column + (b_transposed ? threadIdx.x % wide * 8 : threadIdx.x / chunks)) {
+        const int chunk = threadIdx.x % chunks * 8;
 #pragma unroll
-        for (int j = 0; j < (gathers ? a_copies : 1); ++j) {
-            const int row = tile.row + min(first + apart * j, count - 1);
-            rows[j] = a + (u64)(gathers ? order[row] / TOP_K : row) * k_size;
+        for (int j = 0; j < a_copies; ++j) {
+            a[j] = rows + (u64)row(min((int)threadIdx.x / chunks + apart * j, count - 1)) * width + chunk;
         }
+        b = matrix + (b_transposed ? (u64)(threadIdx.x / wide) * columns + column : (u64)column * width + chunk);
     }
-    __device__ __forceinline__ const bf16* row(int j) const { return gathers ? rows[j] : rows[0] + j * apart * k_size; }
-};
 
-/// Rows past the tile's end are not copied, and what they give is not stored.
-template <int width, class Row> __device__ __forceinline__ void fetch_a(u32 to, int k, int count, Row row) {
-    const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
-    const bool inside = width % STEP == 0 || k + chunk * 8 < width;
-#pragma unroll
-    for (int j = 0; j < a_copies; ++j) {
-        if (first + apart * j >= count) continue;
-        copy_async(to + k_place(first, chunk) + j * apart * STEP * 2, row(j) + k + chunk * 8, inside);
-    }
-}
-
-template <int width> __device__ __forceinline__ void fetch_b(u32 to, const bf16* matrix, int k, int column) {
-    if (b_transposed) {
-        constexpr int wide = TILE_COLUMNS / 8;
-        const int chunk = threadIdx.x % wide, first = threadIdx.x / wide, at = column + chunk * 8;
-        const bool inside = columns % TILE_COLUMNS == 0 || at < columns;
-#pragma unroll
-        for (int row = first, j = 0; j < units * 2; ++j, row += 8) {
-            copy_async(to + column_place(first, chunk) + j * 8 * TILE_COLUMNS * 2, matrix + (u64)(k + row) * columns + at,
-                       inside && (width % STEP == 0 || k + row < width));
-        }
-    } else {
-        const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
+    /// Copy i of a step; the edges of A and W are zeros.
+    __device__ __forceinline__ void copy(u32 slot, int i) const {
+        const int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks, j = i - a_copies;
         const bool inside = width % STEP == 0 || k + chunk * 8 < width;
-#pragma unroll
-        for (int j = 0; j < b_copies; ++j) {
+        if (i < a_copies) {
+            copy_async(slot + k_place(row, chunk) + i * apart * STEP * 2, a[i], inside);
+        } else if (b_transposed) {
+            copy_async(slot + a_bytes + column_place(threadIdx.x / wide, threadIdx.x % wide) + j * 8 * TILE_COLUMNS * 2,
+                       b + (u64)(8 * j) * columns, (columns % TILE_COLUMNS == 0 || column < columns)
+                       && (width % STEP == 0 || k + 8 * j + (int)threadIdx.x / wide < width));
+        } else {
             const bool up = MODE == UP && j >= b_copies / 2;
-            const int at = column + first + apart * j - (up ? tile_outputs : 0);
-            copy_async(to + k_place(first, chunk) + j * apart * STEP * 2,
-                       matrix + (u64)(at + (up ? INNER : 0)) * width + k + chunk * 8,
-                       inside && (columns % tile_outputs == 0 || at < columns));
+            const int ahead = apart * j - (up ? tile_outputs : 0);
+            copy_async(slot + a_bytes + k_place(row, chunk) + j * apart * STEP * 2, b + (u64)(ahead + (up ? INNER : 0)) * width,
+                       inside && (columns % tile_outputs == 0 || column + ahead < columns));
         }
     }
-}
-
-/// Step `step` of K, or nothing after the last: first its part of A, then of B.
-template <bool second> __device__ __forceinline__ void fetch(u32 slot, const Operands& operands, int step) {
-    const int k = step * STEP, k_ext = k - base_steps * STEP;
-    if (step < base_steps) {
-        if (second) fetch_b<k_size>(slot + a_bytes, operands.b, k, operands.column);
-        else fetch_a<k_size>(slot, k, operands.count, [&](int j) { return operands.row(j); });
-    } else if (RANK && step < steps) {
-        if (second) fetch_b<RANK>(slot + a_bytes, operands.b_ext, k_ext, operands.column);
-        else fetch_a<RANK>(slot, k_ext, operands.count, [&](int j) {
-            return operands.a_ext + (threadIdx.x / chunks + apart * j) * RANK;
-        });
+    __device__ __forceinline__ void advance() {
+#pragma unroll
+        for (int j = 0; j < a_copies; ++j) a[j] += STEP;
+        b += b_transposed ? STEP * columns : STEP;
+        k += STEP;
     }
-    if (second) copy_async_commit();
-}
+    __device__ __forceinline__ void fetch(u32 slot) {
+#pragma unroll
+        for (int i = 0; i < copies; ++i) copy(slot, i);
+        advance();
+    }
+};
 
 // MARK: Products
 
@@ -198,45 +176,72 @@ template <int row_warps> struct Fragments {
     }
 };
 
-/// All steps of one tile, and the sums, rounded, into shared memory in the ring's place.
-template <int row_warps> __device__ __forceinline__ void multiply(u32 shared, const Operands& operands) {
-    using W = Warps<row_warps>;
-    float d[4][2 * W::pairs][4] = {};
+__device__ __forceinline__ u32 following(u32 slot, u32 shared) {
+    return slot == shared + (STAGES - 1) * stage_bytes ? shared : slot + stage_bytes;
+}
+
+/// All steps of one tile.
+template <int row_warps>
+__device__ __forceinline__ void multiply(
+    float (&d)[4][2 * Warps<row_warps>::pairs][4], u32 shared, Source<k_size, row_warps> source, Source<RANK, row_warps> ext) {
+    // Step `step` into `slot`; afterwards one group of copies more is committed, be it empty.
+    auto fetch = [&](u32 slot, int step) {
+        if (step < ext_steps) ext.fetch(slot);
+        else if (step < steps) source.fetch(slot);
+        copy_async_commit();
+    };
     Fragments<row_warps> fragments[2];
     u32 read = shared, write = shared + (STAGES - 1) * stage_bytes;
 #pragma unroll
-    for (int step = 0; step < STAGES - 1; ++step) {
-        fetch<false>(shared + step * stage_bytes, operands, step);
-        fetch<true>(shared + step * stage_bytes, operands, step);
+    for (int step = 0; step < STAGES - 1; ++step) fetch(shared + step * stage_bytes, step);
+#pragma unroll
+    for (int step = 0; step < ext_steps; ++step) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads();
+        fetch(write, step + STAGES - 1);
+#pragma unroll
+        for (int unit = 0; unit < (step < ext_steps - 1 ? units : (RANK - 1) / 16 % units + 1); ++unit) {
+            fragments[0].load(read, unit);
+            fragments[0].multiply(d);
+        }
+        write = read;
+        read = following(read, shared);
     }
     copy_async_wait<STAGES - 2>();
     __syncthreads();
     fragments[0].load(read, 0);
 #pragma unroll 1
-    for (int step = 0; step < steps - 1; ++step) {
+    for (int step = ext_steps; step < steps; ++step) {
+        const bool more = step + STAGES - 1 < steps;
 #pragma unroll
         for (int unit = 0; unit < units; ++unit) {
-            // The slot to write was read in the step before, and all warps are past that.
-            if (unit == 0) fetch<false>(write, operands, step + STAGES - 1);
-            if (unit == 1) fetch<true>(write, operands, step + STAGES - 1);
             if (unit == units - 1) {
-                copy_async_wait<STAGES - 2>();
+                // The next step is there. (The slot to write was read in the step before, and all warps are past that.)
+                copy_async_wait<STAGES - 3>();
                 __syncthreads();
-                write = read;
-                read = read == shared + (STAGES - 1) * stage_bytes ? shared : read + stage_bytes;
+                read = following(read, shared);
             }
             fragments[(unit + 1) % 2].load(read, (unit + 1) % units);
+            constexpr int copies = source.copies;
+            if (more) {
+#pragma unroll
+                for (int i = copies * unit / units; i < copies * (unit + 1) / units; ++i) source.copy(write, i);
+            }
             fragments[unit % 2].multiply(d);
         }
+        source.advance();
+        copy_async_commit();
+        write = following(write, shared);
     }
-#pragma unroll
-    for (int unit = 0; unit < last_units; ++unit) {
-        if (unit + 1 < last_units) fragments[(unit + 1) % 2].load(read, unit + 1);
-        fragments[unit % 2].multiply(d);
-    }
-    __syncthreads();
+}
+
+/// The sums, rounded, into shared memory in the ring's place.
+template <int row_warps>
+__device__ __forceinline__ void stage(const float (&d)[4][2 * Warps<row_warps>::pairs][4], u32 shared) {
+    using W = Warps<row_warps>;
     const int lane = threadIdx.x % 32;
     shared += (W::row() + lane / 4) * staging_pitch + lane % 4 * 4;
+    __syncthreads();
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
 #pragma unroll
@@ -269,7 +274,6 @@ __device__ __forceinline__ void finish_up(u32 staging, const Tile& tile, int col
 }
 
 __device__ __forceinline__ void finish_rows(u32 staging, const Tile& tile, int column, bf16* out) {
-    constexpr int wide = TILE_COLUMNS / 8;
     const int chunk = threadIdx.x % wide, at = column + chunk * 8;
     if (at >= columns) return;
 #pragma unroll 4
@@ -282,7 +286,7 @@ __device__ __forceinline__ void finish_rows(u32 staging, const Tile& tile, int c
 __device__ __forceinline__ void finish_dact(
     u32 staging, const Tile& tile, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up,
     bf16* act, float* partial) {
-    constexpr int wide = TILE_COLUMNS / 8, batch = 4;
+    constexpr int batch = 4;
     const int chunk = threadIdx.x % wide, at = column + chunk * 8;
     const bool inside = at < INNER;
 #pragma unroll 1
@@ -320,6 +324,22 @@ __device__ __forceinline__ void finish_dact(
     }
 }
 
+template <int row_warps>
+__device__ __forceinline__ void multiply_tile(
+    u32 shared, const Tile& tile, int column, const bf16* rows, const bf16* b, const bf16* a_ext, const bf16* b_ext,
+    const int* order) {
+    const u64 expert = tile.expert;
+    const Source<k_size, row_warps> source(
+        rows, b + expert * HIDDEN * INNER * (MODE == UP || MODE == DX ? 2 : 1), tile.count, column,
+        [&](int i) { return gathers ? order[tile.row + i] / TOP_K : tile.row + i; });
+    const Source<RANK, row_warps> ext(
+        a_ext, b_ext + expert * RANK * (MODE == UP ? 2 * INNER : columns), tile.count, column,
+        [&](int i) { return tile.row + i; });
+    float d[4][2 * Warps<row_warps>::pairs][4] = {};
+    multiply<row_warps>(d, shared, source, ext);
+    stage<row_warps>(d, shared);
+}
+
 extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     const bf16* a, const bf16* b, const bf16* a_ext, const bf16* b_ext, const bf16* source, const int* order,
     const Tile* tiles, const int* tile_count, const float* weights, const bf16* gate_up, bf16* out, bf16* act,
@@ -331,9 +351,9 @@ extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     for (int index = blockIdx.x; index < total; index += gridDim.x) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_outputs;
-        const Operands operands(gathers ? source : a, b, a_ext, b_ext, order, tile, column);
-        if (tile.count > 64) multiply<2>(shared, operands);
-        else multiply<1>(shared, operands);
+        const bf16* rows = gathers ? source : a;
+        if (tile.count > 64) multiply_tile<2>(shared, tile, column, rows, b, a_ext, b_ext, order);
+        else multiply_tile<1>(shared, tile, column, rows, b, a_ext, b_ext, order);
         if (MODE == UP) finish_up(shared, tile, column, out, act);
         else if (MODE == DACT) {
             finish_dact(shared, tile, column, order, weights, gate_up, out, act,

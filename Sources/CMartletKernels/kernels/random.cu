@@ -1,13 +1,13 @@
 // What is made of random numbers: dropout masks and normal weights.
 //
-// Math       dropout      y (+)= x mask / (1 - p): element i of the step's [rows, width] input is kept when word i % 4 of counter
-//                         i / 4, shifted right by 8, is at least `threshold` = ceil(p 2^24)
+// Math       dropout      y (+)= x mask / (1 - p): element i of the step's [rows, width] input is kept when word i % 4 of
+//                         counter i / 4, shifted right by 8, is at least `threshold` = ceil(p 2^24)
 //            fill_uniform x[i] = (2 u - 1) bound, u the upper 24 bits of word 0 of counter i (RandomStream)
 //            fill_normal  x[i] = deviation n[i]: Box-Muller on words (0, 1) and (2, 3) of counter i / 4
 // Shapes     all `element` [total]; `first` is the step's index of element 0 (its row times the width). y may be x.
 // Budget     bytes 2 (3 where it adds) total elements; 1. A Philox call of some 80 instructions for four elements: dropout is
 //            bound by bytes and instructions alike, fill_normal by instructions.
-// Launch     -DHALF; <<<total / 2048 rounded up, 256>>>, 8 elements a thread. A `first` that is no multiple of 4 is slow.
+// Launch     -DHALF; <<<total / 2048 rounded up, 256>>>, 8 elements a thread.
 // Numerics   the mask is the CPU's, bit for bit, under any tiling; an element of fill_normal depends on seed and index alone.
 // Reference  MartletCPU's DropoutMask.
 #include "elements.cuh"
@@ -21,17 +21,17 @@ extern "C" __global__ void __launch_bounds__(256) dropout(
     unpack(load(x_N + at.first, at.count, aligned), x);
     if (adds) unpack(load(y_N + at.first, at.count, aligned), y);
     const u64 index = first + at.first;
-    u32 words[8];
-    if (first % 4 == 0) {
-        philox(seed, index / 4, (u32(&)[4])words[0]);
-        philox(seed, index / 4 + 1, (u32(&)[4])words[4]);
-    } else {
+    u32 words[12];
+    philox(seed, index / 4, (u32(&)[4])words[0]);
+    philox(seed, index / 4 + 1, (u32(&)[4])words[4]);
+    // The words of the eight elements begin at word `shift` of the first counter.
+    const int shift = (int)(first % 4);
+    if (shift != 0) {
+        philox(seed, index / 4 + 2, (u32(&)[4])words[8]);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            u32 four[4];
-            philox(seed, (index + i) / 4, four);
-            const u32 pair[2] = {(index + i) & 1 ? four[1] : four[0], (index + i) & 1 ? four[3] : four[2]};
-            words[i] = (index + i) & 2 ? pair[1] : pair[0];
+        for (int bit = 1; bit <= 2; ++bit) {
+#pragma unroll
+            for (int i = 0; i < 12 - bit; ++i) words[i] = shift & bit ? words[i + bit] : words[i];
         }
     }
 #pragma unroll

@@ -6,8 +6,8 @@
 //            partial float [chunks, H]; dw float [H] (reduce.cu adds the partial rows up).
 // Budget     bytes 2 rows H elements forward, 4 backward (H = 2048, 4096 rows, bf16: 33.6 and 67 MB, 7.8 and 15.6 us at 4.3
 //            TB/s); a trained weight reads 2 more. Bound by bytes: a row stays in the registers of its threads between the
-//            sum and the result, all loads of a row are under way at once, and w comes from L1.
-// Launch     -DHALF -DPARAMETER_HALF -DWIDTH=H -DTHREADS (of a row: the power of two from 32 to 256 that gives each at most 64
+//            sum and the result, and all loads, of w too, are under way before the first is waited for.
+// Launch     -DHALF -DPARAMETER_HALF -DWIDTH=H -DTHREADS (of a row: the power of two from 32 to 256 that gives each at most 24
 //            elements); <<<rows / (256 / THREADS) rounded up, 256>>>. rms_norm_weight <<<(H / 2048 rounded up, chunks), 256>>>.
 //            H a multiple of 8: 16-byte accesses, addresses must be aligned so; other widths go element by element.
 // Numerics   float; fixed order of all sums, no atomics.
@@ -16,7 +16,7 @@
 
 constexpr int rows_a_block = 256 / THREADS;
 constexpr int eights = ceil_div(WIDTH, 8 * THREADS);
-constexpr bool aligned = WIDTH % 8 == 0;
+constexpr bool whole = WIDTH % 8 == 0;
 
 /// A thread's part of a row: eight columns from each of `eights` stretches of 8 THREADS.
 struct Part {
@@ -37,8 +37,11 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     const element* x_TH, const parameter* weight_H, float epsilon, element* y_TH, int rows) {
     const Part part(rows);
     Eight<element> x[eights];
+    Eight<parameter> w[eights];
 #pragma unroll
-    for (int i = 0; i < eights; ++i) x[i] = load(x_TH + part.base + part.column(i), part.count(i), aligned);
+    for (int i = 0; i < eights; ++i) x[i] = load<whole>(x_TH + part.base + part.column(i), part.count(i));
+#pragma unroll
+    for (int i = 0; i < eights; ++i) w[i] = load<whole>(weight_H + part.column(i), part.count(i));
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
@@ -52,10 +55,10 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     for (int i = 0; i < eights; ++i) {
         float value[8], weight[8];
         unpack(x[i], value);
-        unpack(load(weight_H + part.column(i), part.count(i), aligned), weight);
+        unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) value[j] = weight[j] * (value[j] * scale);
-        store(y_TH + part.base + part.column(i), value, part.count(i), aligned);
+        store<whole>(y_TH + part.base + part.column(i), value, part.count(i));
     }
 }
 
@@ -64,21 +67,23 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
     int rows) {
     const Part part(rows);
     Eight<element> x[eights], dy[eights], dx[eights];
+    Eight<parameter> w[eights];
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
-        x[i] = load(x_TH + part.base + part.column(i), part.count(i), aligned);
-        dy[i] = load(dy_TH + part.base + part.column(i), part.count(i), aligned);
+        x[i] = load<whole>(x_TH + part.base + part.column(i), part.count(i));
+        dy[i] = load<whole>(dy_TH + part.base + part.column(i), part.count(i));
+        w[i] = load<whole>(weight_H + part.column(i), part.count(i));
     }
     // Wanted only after the sums, but the wait for memory is theirs too.
 #pragma unroll
-    for (int i = 0; i < eights; ++i) dx[i] = load(dx_TH + part.base + part.column(i), part.count(i), aligned);
+    for (int i = 0; i < eights; ++i) dx[i] = load<whole>(dx_TH + part.base + part.column(i), part.count(i));
     float squares = 0, products = 0;
 #pragma unroll
     for (int i = 0; i < eights; ++i) {
         float value[8], gradient[8], weight[8];
         unpack(x[i], value);
         unpack(dy[i], gradient);
-        unpack(load(weight_H + part.column(i), part.count(i), aligned), weight);
+        unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             squares += value[j] * value[j];
@@ -94,10 +99,10 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
         unpack(x[i], value);
         unpack(dy[i], gradient);
         unpack(dx[i], sum);
-        unpack(load(weight_H + part.column(i), part.count(i), aligned), weight);
+        unpack(w[i], weight);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] += weight[j] * gradient[j] * scale - value[j] * pull;
-        store(dx_TH + part.base + part.column(i), sum, part.count(i), aligned);
+        store<whole>(dx_TH + part.base + part.column(i), sum, part.count(i));
     }
 }
 
@@ -112,10 +117,10 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_weight(
         const u64 at = (u64)row * WIDTH + column;
         const float scale = scale_T[row];
         float x[8], dy[8];
-        unpack(load(x_TH + at, count, aligned), x);
-        unpack(load(dy_TH + at, count, aligned), dy);
+        unpack(load<whole>(x_TH + at, count), x);
+        unpack(load<whole>(dy_TH + at, count), dy);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] += dy[j] * (x[j] * scale);
     }
-    store(partial + (u64)blockIdx.y * WIDTH + column, sum, count, aligned);
+    store<whole>(partial + (u64)blockIdx.y * WIDTH + column, sum, count);
 }

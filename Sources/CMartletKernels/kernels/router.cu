@@ -11,10 +11,11 @@
 // Numerics   float; sums over lanes by halving, over k in order: the same bytes each run. A NaN counts as less than every
 //            number, so the experts stay valid and distinct, and the NaN shows in the weights.
 // Reference  CPUBackend.route, routeBackward.
-#include "element.cuh"
+#include "elements.cuh"
 
 static_assert(EXPERTS <= 1024 && TOP_K <= 32 && TOP_K <= EXPERTS, "a lane keeps 32 experts, and one of the chosen");
 
+constexpr u32 all_lanes = 0xffffffffu;
 /// Experts of a lane.
 constexpr int own = ceil_div(EXPERTS, 32);
 
@@ -22,7 +23,7 @@ constexpr int own = ceil_div(EXPERTS, 32);
 __device__ __forceinline__ u32 rank(float p) { return isnan(p) ? 1u : __float_as_uint(p) + 2u; }
 
 extern "C" __global__ void __launch_bounds__(256) route(
-    const Element* logits_TE, float* probability_TE, float* logSumExp_T, int* expert_TK, float* weight_TK, int tokens,
+    const element* logits_TE, float* probability_TE, float* logSumExp_T, int* expert_TK, float* weight_TK, int tokens,
     int normalizes) {
     const int lane = threadIdx.x % 32;
     const u64 token = (u64)blockIdx.x * 8 + threadIdx.x / 32;
@@ -40,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) route(
         p[i] = lane + 32 * i < EXPERTS ? expf(p[i] - most) : 0.0f;
         sum += p[i];
     }
-    sum = warp_sum(sum);
+    sum = group_sum<32>(sum);
     if (lane == 0) logSumExp_T[token] = most + logf(sum);
 
     const float scale = 1.0f / sum;
@@ -81,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) route(
 
 extern "C" __global__ void __launch_bounds__(256) route_backward(
     const float* probability_TE, const float* logSumExp_T, const int* expert_TK, const float* weight_TK,
-    const float* dweight_TK, const float* everywhere_E, float zScale, Element* dlogits_TE, int tokens, int normalizes) {
+    const float* dweight_TK, const float* everywhere_E, float zScale, element* dlogits_TE, int tokens, int normalizes) {
     const int lane = threadIdx.x % 32;
     const u64 token = (u64)blockIdx.x * 8 + threadIdx.x / 32;
     if (token >= tokens) return;
@@ -90,8 +91,8 @@ extern "C" __global__ void __launch_bounds__(256) route_backward(
     const int expert = chooses ? expert_TK[token * TOP_K + lane] : 0;
     float slope = chooses ? dweight_TK[token * TOP_K + lane] : 0.0f;
     if (normalizes) {
-        const float common = warp_sum(chooses ? slope * weight_TK[token * TOP_K + lane] : 0.0f);
-        const float sum = warp_sum(chooses ? row[expert] : 0.0f);
+        const float common = group_sum<32>(chooses ? slope * weight_TK[token * TOP_K + lane] : 0.0f);
+        const float sum = group_sum<32>(chooses ? row[expert] : 0.0f);
         slope = (slope - common) / sum;
     }
     float p[own], d[own], pull = 0;
@@ -110,11 +111,11 @@ extern "C" __global__ void __launch_bounds__(256) route_backward(
     }
 #pragma unroll
     for (int i = 0; i < own; ++i) pull += p[i] * d[i];
-    pull = warp_sum(pull);
+    pull = group_sum<32>(pull);
     const float z = zScale == 0.0f ? 0.0f : zScale * logSumExp_T[token];
 #pragma unroll
     for (int i = 0; i < own; ++i) {
         const int e = lane + 32 * i;
-        if (e < EXPERTS) dlogits_TE[token * EXPERTS + e] = element(p[i] * (d[i] - pull + z));
+        if (e < EXPERTS) put(dlogits_TE + token * EXPERTS + e, p[i] * (d[i] - pull + z));
     }
 }

@@ -1,4 +1,5 @@
 internal import MartletCPU
+internal import MartletCUDA
 internal import MartletCore
 internal import MartletModel
 
@@ -25,8 +26,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public static func examine(folder: String = ".", progress: (Check) -> Void = { _ in }) -> Doctor {
         var doctor = Doctor(checks: [])
         for examination in [
-            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
-        ] {
+            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients, gpu,
+        ] + (hasGPU ? [gpuInBFloat16, gpuInFloat32, gpuGradients] : []) {
             let check = examination()
             doctor.checks.append(check)
             progress(check)
@@ -110,10 +111,48 @@ public struct Doctor: Sendable, CustomStringConvertible {
             guard wrong.isEmpty else {
                 return (
                     false,
-                    "\(wrong.count) of \(all) are wrong: \(wrong.prefix(3).map(\.description).joined(separator: "; "))"
+                    "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
                 )
             }
             return (true, "\(all), \(shortest(most)) apart at most")
+        }
+    }
+
+    // MARK: The GPU
+
+    private static var hasGPU: Bool { (try? CUDABackend()) != nil }
+
+    /// What there is, and what a run with `device: auto` takes; no GPU is no fault.
+    private static func gpu() -> Check {
+        do throws(MartletError) {
+            return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
+        } catch {
+            return Check(
+                name: "GPU", isSound: true, detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
+                advice: error.remedy)
+        }
+    }
+
+    private static func gpuInBFloat16() -> Check {
+        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16)
+    }
+
+    private static func gpuInFloat32() -> Check {
+        gpuCheck("ops on the GPU in float32 against the CPU", .float32)
+    }
+
+    private static func gpuCheck(_ name: String, _ dtype: DType) -> Check {
+        do throws(MartletError) {
+            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend())
+        } catch {
+            return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
+        }
+    }
+
+    private static func gpuGradients() -> Check {
+        examine("gradients of adapters on the GPU, float32, against differences of the loss") { () throws(MartletError) in
+            try Patient(backend: try CUDABackend(computeDType: .float32)).gradientVerdict(
+                ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
         }
     }
 

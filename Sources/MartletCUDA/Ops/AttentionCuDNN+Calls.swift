@@ -68,8 +68,8 @@ final class CuDNNAttention {
     let cudnn: CuDNN
     /// Why cuDNN was first not used; for `martlet doctor`.
     private(set) var refusal: MartletError?
-    /// The most room that a backward call may take.
-    var roomLimit: Int
+    /// The most room that a backward call may take where memory is not to spare.
+    let roomLimit: Int
     private let device: Device
     private let tables: SpanTables
     /// nil where cuDNN has none.
@@ -127,7 +127,7 @@ final class CuDNNAttention {
             queryHeads: shapes.queryHeads, keyValueHeads: shapes.keyValueHeads, size: shapes.headSize, scale: 1,
             isBackward: true
         ).packed([longest])
-        guard graph.takeHeads(fitting: roomLimit) else { return Reservation() }
+        guard graph.takeHeads(fitting: shapes.isRoomy ? 4 * roomLimit : roomLimit) else { return Reservation() }
         return Reservation(keyRows: keyRows, parts: graph.partsOfGroup, roomByteCount: graph.roomByteCount)
     }
 

@@ -63,6 +63,8 @@ struct GroupedExperts {
     private let routing: Routing
     private let experts: Experts
     private let scratch: GroupedScratch
+    /// The adapters in bf16.
+    private let a1_EAH, b1_EFA, a2_EAF, b2_EHA: Tensor
 
     init(_ backend: CUDABackend, _ path: ExpertsPath, _ size: ExpertsSize, _ routing: Routing, _ experts: Experts) {
         self.backend = backend
@@ -72,20 +74,28 @@ struct GroupedExperts {
         self.routing = routing
         self.experts = experts
         var layout = backend.scratch()
-        scratch = GroupedScratch(&layout, size)
+        let scratch = GroupedScratch(&layout, size)
+        self.scratch = scratch
+        func half(_ factor: Tensor?, _ place: Tensor) -> Tensor {
+            guard let factor, factor.dtype != .bfloat16 else { return factor ?? place }
+            backend.convert(factor, into: place)
+            return place
+        }
+        a1_EAH = half(experts.gateUpAdapter?.a, scratch.a1_EAH)
+        b1_EFA = half(experts.gateUpAdapter?.b, scratch.b1_EFA)
+        a2_EAF = half(experts.downAdapter?.a, scratch.a2_EAF)
+        b2_EHA = half(experts.downAdapter?.b, scratch.b2_EHA)
     }
 
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
         prepare()
         if let lora = experts.gateUpAdapter {
-            pack(lora, scratch.a1_EAH, scratch.b1_EFA, transposed: nil)
-            project(x_TH, scratch.a1_EAH, lora.scale, into: scratch.p_RA, gathers: true)
+            project(x_TH, a1_EAH, lora.scale, into: scratch.p_RA, gathers: true)
         }
         product(.up, x_TH, gateUp_RF, into: gateUp_RF, scratch.act_RF)
         guard let y_TH else { return }
         if let lora = experts.downAdapter {
-            pack(lora, scratch.a2_EAF, scratch.b2_EHA, transposed: nil)
-            project(scratch.act_RF, scratch.a2_EAF, lora.scale, into: scratch.p_RA, gathers: false)
+            project(scratch.act_RF, a2_EAF, lora.scale, into: scratch.p_RA, gathers: false)
         }
         product(.down, scratch.act_RF, gateUp_RF, into: scratch.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine", combineDefines)
@@ -99,21 +109,21 @@ struct GroupedExperts {
         prepare()
         let s = scratch
         if let lora = experts.downAdapter {
-            pack(lora, s.a2_EAF, s.b2_EHA, transposed: s.b2_EAH)
+            transpose(b2_EHA, into: s.b2_EAH)
             project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
         }
         product(.dact, dy_TH, gateUp_RF, into: gateUp_RF, s.act_RF)
         if let lora = experts.downAdapter {
-            project(s.act_RF, s.a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
+            project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
             gradient(s.q2w_RA, s.act_RF, into: lora.da, gathers: false, outputMajor: false)
             gradient(s.weighted_RA, dy_TH, into: lora.db, gathers: true, outputMajor: true)
         }
         if let lora = experts.gateUpAdapter {
-            pack(lora, s.a1_EAH, s.b1_EFA, transposed: s.b1_EAF)
+            transpose(b1_EFA, into: s.b1_EAF)
             project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
             gradient(s.q1_RA, x_TH, into: lora.da, gathers: true, outputMajor: false)
             if lora.db != nil {
-                project(x_TH, s.a1_EAH, lora.scale, into: s.p_RA, gathers: true)
+                project(x_TH, a1_EAH, lora.scale, into: s.p_RA, gathers: true)
                 gradient(s.p_RA, gateUp_RF, into: lora.db, gathers: false, outputMajor: true)
             }
         }
@@ -145,14 +155,14 @@ struct GroupedExperts {
             [.tensor(routing.offset_E1), .tensor(scratch.tiles), .tensor(scratch.tileCount)])
     }
 
-    /// The float32 factors in bf16.
-    private func pack(_ lora: LoRA, _ a: Tensor, _ b: Tensor, transposed: Tensor?) {
-        backend.convert(lora.a, into: a)
-        let outputs = lora.b.shape[1]
-        let kernel = device.kernel("lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a)])
+    /// B [E, O, A] as [E, A, O].
+    private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
+        let outputs = b_EOA.shape[1]
+        let kernel = device.kernel(
+            "lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a), KernelDefine("MASTER_HALF", 1)])
         device.launch(
             kernel, Grid(ceilDiv(outputs, 64), size.e), block: 256,
-            [.tensor(lora.b), .tensor(b), .optional(transposed), .int(outputs)])
+            [.tensor(b_EOA), .optional(nil), .tensor(b_EAO), .int(outputs)])
     }
 
     /// p = s x M^T for the rows of each expert, and `weighted` = the same times the routing weight.
@@ -229,10 +239,10 @@ struct GroupedExperts {
     /// The adapter's extension of both operands: the skinny product, and the matrix that it is multiplied by.
     private func adapterOperands(_ mode: Mode) -> (p: Tensor, matrix: Tensor) {
         switch mode {
-        case .up: (scratch.p_RA, scratch.b1_EFA)
-        case .down: (scratch.p_RA, scratch.b2_EHA)
-        case .dact: (scratch.q2_RA, scratch.a2_EAF)
-        case .dx: (scratch.q1_RA, scratch.a1_EAH)
+        case .up: (scratch.p_RA, b1_EFA)
+        case .down: (scratch.p_RA, b2_EHA)
+        case .dact: (scratch.q2_RA, a2_EAF)
+        case .dx: (scratch.q1_RA, a1_EAH)
         }
     }
 

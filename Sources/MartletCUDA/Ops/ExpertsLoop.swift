@@ -68,8 +68,13 @@ struct LoopExperts {
 
     private func convert(_ lora: LoRA?, _ a: Tensor, _ b: Tensor) {
         guard let lora else { return }
-        backend.convert(lora.a, into: a)
-        backend.convert(lora.b, into: b)
+        for (factor, place) in [(lora.a, a), (lora.b, b)] {
+            if factor.dtype == place.dtype {
+                backend.set(place, to: factor)
+            } else {
+                backend.convert(factor, into: place)
+            }
+        }
     }
 
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {

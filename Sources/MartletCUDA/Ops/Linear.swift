@@ -97,18 +97,18 @@ private struct LinearCall {
         self.T = T
         self.firstRow = firstRow
         self.scratch = scratch
-        var weight_OI = layer.weight_OI
-        if isConverted {
-            weight_OI = scratch.weight.reshaped([O, I])
-            backend.convert(layer.weight_OI, into: weight_OI)
+        /// The tensor in the compute dtype, at `place` if it is not there already.
+        func computed(_ tensor: Tensor, _ place: Tensor) -> Tensor {
+            guard tensor.dtype != dtype else { return tensor }
+            backend.convert(tensor, into: place)
+            return place
         }
-        self.weight_OI = weight_OI
+        weight_OI = isConverted ? computed(layer.weight_OI, scratch.weight.reshaped([O, I])) : layer.weight_OI
         factors = layer.adapter.map { adapter in
-            let a_AI = scratch.a.reshaped([rank, I]), b_OA = scratch.b.reshaped([O, rank])
-            backend.convert(adapter.a, into: a_AI)
-            backend.convert(adapter.b, into: b_OA)
-            return Factors(
-                a_AI: a_AI, b_OA: b_OA, scale: adapter.scale, dropout: adapter.dropout, da_AI: adapter.da,
+            Factors(
+                a_AI: computed(adapter.a, scratch.a.reshaped([rank, I])),
+                b_OA: computed(adapter.b, scratch.b.reshaped([O, rank])), scale: adapter.scale,
+                dropout: adapter.dropout, da_AI: adapter.da,
                 db_OA: adapter.db)
         }
     }

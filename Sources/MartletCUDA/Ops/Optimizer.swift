@@ -3,26 +3,34 @@ package import MartletCore
 extension CUDABackend {
     package func zero(_ tensors: [Tensor]) {
         // A fill is the cheapest for few; and the table is for float32 only.
-        let (listed, others) = tensors.count > 4 ? split(tensors) : ([], tensors)
-        for tensor in others { zero(tensor) }
+        let listed = tensors.count > 4 ? tensors.filter { $0.dtype == .float32 } : []
+        for tensor in tensors where listed.isEmpty || tensor.dtype != .float32 { zero(tensor) }
         guard !listed.isEmpty else { return }
         device.timed("zero") {
             let table = tables.table(of: listed.map(TensorTables.Entry.init))
-            launch("zero_all", table, [table.entries, table.owners])
+            launchChunks("zero_all", table)
         }
     }
 
-    private func split(_ tensors: [Tensor]) -> (float32: [Tensor], others: [Tensor]) {
-        (tensors.filter { $0.dtype == .float32 }, tensors.filter { $0.dtype != .float32 })
+    package func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)]) {
+        let table = tables.table(
+            of: pairs.map { x_N, y_N in
+                precondition(y_N.dtype == .bfloat16 && y_N.count == x_N.count)
+                var entry = TensorTables.Entry(x_N)
+                entry.gradient = y_N.address
+                return entry
+            })
+        device.timed("convert") { launchChunks("round_all", table) }
     }
 
     package func sumsOfSquares(of tensors: [Tensor]) -> [Double] {
         guard !tensors.isEmpty else { return [] }
         let table = tables.table(of: tensors.map(TensorTables.Entry.init))
         device.timed("sumsOfSquares") {
-            launch("square_partials", table, [table.entries, table.owners, table.partials])
+            launchChunks("square_partials", table, [table.partials])
             device.launch(
-                kernel("square_sums"), Grid(table.tensorCount), block: 256, [table.entries, table.partials, table.sums])
+                kernel("square_sums"), Grid(table.tensorCount), block: 256,
+                [table.entries, .int(table.chunk), table.partials, table.sums])
         }
         // NaN: what a failed device leaves.
         var sums = [Double](repeating: .nan, count: tensors.count)
@@ -41,23 +49,23 @@ extension CUDABackend {
         let correction2 = 1 - Double(settings.beta2).raised(to: Double(step))
         device.timed("adamW") {
             let table = tables.table(of: parameters.map(TensorTables.Entry.init))
-            launch(
+            launchChunks(
                 "adamw", table,
                 [
-                    table.entries, table.owners, .float(learningRate), .float(settings.beta1), .float(settings.beta2),
+                    .float(learningRate), .float(settings.beta1), .float(settings.beta2),
                     .float(Float(Double(learningRate) / correction1)), .float(Float(1 / correction2.squareRoot())),
                     .float(settings.epsilon), .float(gradientScale),
                 ])
         }
     }
 
-    private func kernel(_ entry: String) -> Kernel? {
-        device.kernel("optimizer.cu", entry, [KernelDefine("CHUNK", TensorTables.chunk)])
-    }
+    private func kernel(_ entry: String) -> Kernel? { device.kernel("optimizer.cu", entry) }
 
     /// A block a chunk.
-    private func launch(_ entry: String, _ table: TensorTables.Table, _ arguments: [KernelArgument]) {
-        device.launch(kernel(entry), Grid(table.chunkCount), block: 256, arguments)
+    private func launchChunks(_ entry: String, _ table: TensorTables.Table, _ rest: [KernelArgument] = []) {
+        device.launch(
+            kernel(entry), Grid(table.chunkCount), block: 256,
+            [table.entries, table.owners, .int(table.chunk)] + rest)
     }
 }
 

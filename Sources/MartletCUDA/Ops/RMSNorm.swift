@@ -1,7 +1,7 @@
 package import MartletCore
 
 /// For a trained weight: each row's 1 / rms, and the weight's gradient summed over chunks of rows.
-/// rows + min(512, ceil(rows / 8)) x width floats.
+/// rows + min(512, ceil(rows / 8)) x width floats, of which fewer chunks may be in use.
 struct NormScratch {
     let scale_T: Tensor
     let partial_CH: Tensor
@@ -11,7 +11,7 @@ struct NormScratch {
     init(_ scratch: inout Scratch, rows: Int, width: Int) {
         chunk = max(8, ceilDiv(rows, 512))
         scale_T = scratch.take([rows], .float32)
-        partial_CH = scratch.take([ceilDiv(rows, chunk), width], .float32)
+        partial_CH = scratch.take([min(512, ceilDiv(rows, 8)), width], .float32).rows(0..<ceilDiv(rows, chunk))
     }
 }
 
@@ -76,9 +76,9 @@ private struct NormLaunch {
     init(_ x_TH: Tensor, _ weight_H: Tensor) {
         width = weight_H.count
         rows = x_TH.count / width
-        // Threads of a row: at most 64 elements each, as long as a block suffices.
+        // Threads of a row: at most 24 elements each, as long as a block suffices.
         var threads = 32
-        while threads < 256, threads * 64 < width { threads *= 2 }
+        while threads < 256, threads * 24 < width { threads *= 2 }
         grid = Grid(ceilDiv(rows, 256 / threads))
         defines = [
             .storage(of: x_TH), .parameter(weight_H), KernelDefine("WIDTH", width), KernelDefine("THREADS", threads),

@@ -1,6 +1,6 @@
 internal import MartletCore
 
-/// Lists of float32 tensors that one launch walks, as tables in device memory: each tensor is cut into chunks of a fixed
+/// Lists of float32 tensors that one launch walks, as tables in device memory: each tensor is cut into chunks of one
 /// size, and a launch has a block a chunk (`optimizer.cu`). A list that was seen before is not sent again.
 final class TensorTables {
     /// `Entry` of optimizer.cu.
@@ -11,8 +11,8 @@ final class TensorTables {
         var secondMoment: UInt = 0
         var count: Int
         var weightDecay: Float = 0
-        /// Its first chunk; `table(of:)` fills it in.
-        var chunk: Int32 = 0
+        /// Its first chunk; known only on the device.
+        var firstChunk: Int32 = 0
 
         init(_ value: Tensor) {
             precondition(value.dtype == .float32, "a table of tensors holds float32, not \(value.dtype)")
@@ -23,17 +23,15 @@ final class TensorTables {
 
     struct Table {
         let tensorCount: Int
+        /// Elements of a chunk.
+        let chunk: Int
         let chunkCount: Int
-        fileprivate let address: UInt
-        fileprivate let byteCount: Int
+        fileprivate var address: UInt = 0
 
-        fileprivate init(address: UInt, tensorCount: Int, chunkCount: Int) {
-            self.address = address
-            self.tensorCount = tensorCount
-            self.chunkCount = chunkCount
-            let owners = roundUp(4 * chunkCount, to: 8)
-            byteCount = roundUp(
-                MemoryLayout<Entry>.stride * tensorCount + owners + 8 * (chunkCount + tensorCount), to: 256)
+        fileprivate init(_ entries: [Entry], chunk: Int) {
+            tensorCount = entries.count
+            self.chunk = chunk
+            chunkCount = entries.reduce(0) { $0 + ceilDiv($1.count, chunk) }
         }
 
         var entries: KernelArgument { .address(address) }
@@ -47,10 +45,13 @@ final class TensorTables {
         fileprivate var ownerAddress: UInt { address + UInt(MemoryLayout<Entry>.stride * tensorCount) }
         private var partialAddress: UInt { ownerAddress + UInt(roundUp(4 * chunkCount, to: 8)) }
         var sumAddress: UInt { partialAddress + UInt(8 * chunkCount) }
+        fileprivate var byteCount: Int { Int(sumAddress - address) + 8 * tensorCount }
     }
 
-    static let byteCount = 4 << 20
-    static let chunk = 1 << 14
+    private static let byteCount = 4 << 20
+    /// The smallest chunk, which is the fastest; a list so large that its table would fill more than a quarter of the
+    /// memory gets larger ones.
+    private static let smallestChunk = 1 << 13
 
     private let staging: Staging
     private var memory: Tensor?
@@ -68,29 +69,24 @@ final class TensorTables {
 
     /// The table of these tensors, on the device before anything that is queued later.
     func table(of list: [Entry]) -> Table {
-        var entries = list, chunkCount = 0
-        for i in entries.indices {
-            entries[i].chunk = Int32(chunkCount)
-            chunkCount += ceilDiv(entries[i].count, TensorTables.chunk)
+        if let found = known.first(where: { $0.entries == list }) { return found.table }
+        var table = Table(list, chunk: TensorTables.smallestChunk)
+        while table.byteCount > TensorTables.byteCount / 4, table.chunkCount > table.tensorCount {
+            table = Table(list, chunk: 2 * table.chunk)
         }
-        if let found = known.first(where: { $0.entries == entries }) { return found.table }
-        let table = place(tensors: entries.count, chunks: chunkCount)
-        known.append((entries, table))
-        send(entries, table)
+        table.address = place(roundUp(table.byteCount, to: 256))
+        known.append((list, table))
+        send(list, table)
         return table
     }
 
     /// The next free piece; when there is none, all tables are forgotten. The stream's order keeps old launches right.
-    private func place(tensors: Int, chunks: Int) -> Table {
+    private func place(_ byteCount: Int) -> UInt {
         guard let memory else { preconditionFailure("reserveScratch comes before the first op") }
-        func table() -> Table {
-            Table(address: memory.address + UInt(used), tensorCount: tensors, chunkCount: chunks)
-        }
-        if table().byteCount > memory.byteCount - used { forget() }
-        let table = table()
-        precondition(table.byteCount <= memory.byteCount, "\(tensors) tensors of \(chunks) chunks exceed the table")
-        used += table.byteCount
-        return table
+        precondition(byteCount <= memory.byteCount, "a list of tensors needs a table of \(byteCount) bytes")
+        if byteCount > memory.byteCount - used { forget() }
+        defer { used += byteCount }
+        return memory.address + UInt(used)
     }
 
     private func forget() {
@@ -98,9 +94,11 @@ final class TensorTables {
         known = []
     }
 
-    private func send(_ entries: [Entry], _ table: Table) {
-        let owners = entries.indices.flatMap { i in
-            repeatElement(Int32(i), count: ceilDiv(entries[i].count, TensorTables.chunk))
+    private func send(_ list: [Entry], _ table: Table) {
+        var entries = list, owners: [Int32] = []
+        for i in entries.indices {
+            entries[i].firstChunk = Int32(owners.count)
+            owners += repeatElement(Int32(i), count: ceilDiv(entries[i].count, table.chunk))
         }
         entries.withUnsafeBytes { staging.send($0, to: table.address) }
         owners.withUnsafeBytes { staging.send($0, to: table.ownerAddress) }

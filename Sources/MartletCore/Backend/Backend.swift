@@ -36,6 +36,8 @@ package protocol Backend: AnyObject {
     func fillNormal(_ x_N: Tensor, standardDeviation: Float, seed: UInt64)
     /// y = x
     func set(_ y_N: Tensor, to x_N: Tensor)
+    /// Each y = x, rounded to y's dtype; x is float32.
+    func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)])
     /// y += x
     func add(_ x_N: Tensor, adding y_N: Tensor)
 

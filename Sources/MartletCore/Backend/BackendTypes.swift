@@ -226,6 +226,8 @@ package struct ScratchShapes: Sendable, Equatable {
     package var rank = 0
     /// Whether a backward pass will run.
     package var trains = true
+    /// Whether there is memory to spare for temporaries that only save time.
+    package var isRoomy = false
     /// Whether adapters have dropout.
     package var dropsOut = false
     /// Whether the weights themselves are trained.

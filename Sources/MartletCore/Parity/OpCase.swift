@@ -48,6 +48,7 @@ package struct OpCase: Sendable {
         let inputBytes = inputs.values.reduce(0) { $0 + roundUp(4 * $1.count, to: 256) + 1024 }
         let bench = try OpBench(backend, shapes: shapes, byteCount: 4 * inputBytes + 1 << 20)
         let results = body(self, bench)
+        try backend.finish()
         return (results, bench.sentinelsAreIntact)
     }
 

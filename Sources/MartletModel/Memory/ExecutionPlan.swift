@@ -12,6 +12,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var keptLayers = 0
     /// All layers' weights stay decoded in memory, instead of being decoded once a pass.
     package var keepsWeights = false
+    /// Temporaries may take memory only to save time.
+    package var isRoomy = false
     /// Generation: a key/value cache a layer instead of one buffer for all.
     package var caches = false
     /// Rows of logits that can be read back; the logits of a training step never exist whole.
@@ -60,7 +62,10 @@ package struct Planner {
                 return byteCount(candidate) <= limit
             }
         }
-        return resident(plan, limit)
+        plan = resident(plan, limit)
+        var roomy = plan
+        roomy.isRoomy = true
+        return byteCount(roomy) <= limit ? roomy : plan
     }
 
     /// The plan with all weights in memory, if that fits.
@@ -82,7 +87,7 @@ package struct Planner {
 
     /// What will be trained, without memory behind it.
     package var parameters: [Parameter] {
-        Trainables(configuration, settings, in: .measuring()).parameters
+        Trainables(configuration, settings, in: .measuring(), backend.computeDType).parameters
     }
 
     package func byteCount(_ plan: ExecutionPlan) -> Int { measure(plan).byteCount }

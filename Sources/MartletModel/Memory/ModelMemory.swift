@@ -42,7 +42,7 @@ final class ModelMemory {
         let sparseCount = c.isSparse.count { $0 }, E = c.experts?.expertCount ?? 0
         offset_LE1 = arena.carve([sparseCount, plan.tileCount, E + 1], .int32, for: .workspace)
 
-        let trainables = Trainables(c, settings, in: arena)
+        let trainables = Trainables(c, settings, in: arena, dtype)
         parameters = trainables.parameters
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
@@ -126,6 +126,7 @@ extension ModelConfiguration {
         shapes.widest = max(hiddenSize, queryHeadCount * headSize, inner, experts?.expertCount ?? 0)
         shapes.rank = settings.adapter?.rank ?? 0
         shapes.trains = settings.trains
+        shapes.isRoomy = plan.isRoomy
         shapes.dropsOut = (settings.adapter?.dropout ?? 0) > 0
         shapes.trainsWeights = settings.method == .full
         return shapes

@@ -5,9 +5,11 @@ struct Trainables {
     var parameters: [Parameter] = []
     var applied: [Weight: (a: Tensor, b: Tensor)] = [:]
     private let arena: Arena
+    private let dtype: DType
 
-    init(_ c: ModelConfiguration, _ settings: ModelSettings, in arena: Arena) {
+    init(_ c: ModelConfiguration, _ settings: ModelSettings, in arena: Arena, _ dtype: DType) {
         self.arena = arena
+        self.dtype = dtype
         if settings.method == .full {
             for weight in c.weights where weight.kind != .router { add(c, weight) }
         }
@@ -34,7 +36,7 @@ struct Trainables {
                     add(weight, .a, group: target.group, a, experts: c.expertCount(of: weight))
                     add(weight, .b, group: target.group, b, experts: c.expertCount(of: weight))
                 } else {
-                    applied[weight] = (arena.carve(a, for: .adapters), arena.carve(b, for: .adapters))
+                    applied[weight] = (arena.carve(a, dtype, for: .adapters), arena.carve(b, dtype, for: .adapters))
                 }
             }
         }
@@ -45,6 +47,7 @@ struct Trainables {
             Parameter(
                 name: "\(weight.name).\(role.rawValue)", group: group, weight: weight, role: role,
                 value: arena.carve(shape, .float32, for: .adapters),
+                working: role == .whole || dtype == .float32 ? nil : arena.carve(shape, dtype, for: .adapters),
                 gradient: arena.carve(shape, .float32, for: .gradients),
                 firstMoment: arena.carve(shape, .float32, for: .optimizer),
                 secondMoment: arena.carve(shape, .float32, for: .optimizer), expertCount: experts))
