@@ -18,12 +18,11 @@ let package = Package(
         .executable(name: "martlet", targets: ["MartletCLI"]),
     ],
     dependencies: [
-        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
-        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
     ],
     targets: [
-        // Ground: the C header of zlib, linked statically.
-        .systemLibrary(name: "CMartletSystem", providers: [.apt(["zlib1g-dev"])]),
+        // Ground: the C headers of zlib and libyaml, linked statically.
+        .systemLibrary(name: "CMartletSystem", providers: [.apt(["zlib1g-dev", "libyaml-dev"])]),
 
         // Ground: the CUDA sources, embedded as text for NVRTC.
         .target(name: "CMartletKernels", exclude: ["kernels"]),
@@ -46,8 +45,8 @@ let package = Package(
         // Floor 4: the public library.
         .target(
             name: "Martlet",
-            dependencies: ["MartletCore", "MartletCPU", "MartletData", "MartletModel", "Yams"],
-            swiftSettings: strict),
+            dependencies: ["MartletCore", "MartletCPU", "MartletCUDA", "MartletData", "MartletModel", "CMartletSystem"],
+            swiftSettings: strict, linkerSettings: [.linkedLibrary(":libyaml.a")]),
 
         // The door.
         .executableTarget(

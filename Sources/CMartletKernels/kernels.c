@@ -21,6 +21,12 @@ static const unsigned char grouped_gemm_sm80[] = {
 static const unsigned char combine[] = {
 #embed "kernels/combine.cu"
 };
+static const unsigned char bias[] = {
+#embed "kernels/bias.cu"
+};
+static const unsigned char experts_loop[] = {
+#embed "kernels/experts_loop.cu"
+};
 static const unsigned char lora_pack[] = {
 #embed "kernels/lora_pack.cu"
 };
@@ -29,6 +35,51 @@ static const unsigned char lora_project[] = {
 };
 static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
+};
+static const unsigned char elements[] = {
+#embed "kernels/elements.cuh"
+};
+static const unsigned char random_header[] = {
+#embed "kernels/random.cuh"
+};
+static const unsigned char elementwise[] = {
+#embed "kernels/elementwise.cu"
+};
+static const unsigned char rms_norm[] = {
+#embed "kernels/rms_norm.cu"
+};
+static const unsigned char rotate[] = {
+#embed "kernels/rotate.cu"
+};
+static const unsigned char embedding[] = {
+#embed "kernels/embedding.cu"
+};
+static const unsigned char reduce[] = {
+#embed "kernels/reduce.cu"
+};
+static const unsigned char random[] = {
+#embed "kernels/random.cu"
+};
+static const unsigned char router[] = {
+#embed "kernels/router.cu"
+};
+static const unsigned char cross_entropy[] = {
+#embed "kernels/cross_entropy.cu"
+};
+static const unsigned char optimizer[] = {
+#embed "kernels/optimizer.cu"
+};
+static const unsigned char flash[] = {
+#embed "kernels/flash.cuh"
+};
+static const unsigned char attention_flash[] = {
+#embed "kernels/attention_flash.cu"
+};
+static const unsigned char attention_flash_backward[] = {
+#embed "kernels/attention_flash_backward.cu"
+};
+static const unsigned char attention_plain[] = {
+#embed "kernels/attention_plain.cu"
 };
 
 static const MartletKernelSource sources[] = {
@@ -39,9 +90,26 @@ static const MartletKernelSource sources[] = {
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
     {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
     {"combine.cu", combine, sizeof combine},
+    {"bias.cu", bias, sizeof bias},
+    {"experts_loop.cu", experts_loop, sizeof experts_loop},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+    {"elements.cuh", elements, sizeof elements},
+    {"random.cuh", random_header, sizeof random_header},
+    {"elementwise.cu", elementwise, sizeof elementwise},
+    {"rms_norm.cu", rms_norm, sizeof rms_norm},
+    {"rotate.cu", rotate, sizeof rotate},
+    {"embedding.cu", embedding, sizeof embedding},
+    {"reduce.cu", reduce, sizeof reduce},
+    {"random.cu", random, sizeof random},
+    {"router.cu", router, sizeof router},
+    {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
+    {"optimizer.cu", optimizer, sizeof optimizer},
+    {"flash.cuh", flash, sizeof flash},
+    {"attention_flash.cu", attention_flash, sizeof attention_flash},
+    {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
+    {"attention_plain.cu", attention_plain, sizeof attention_plain},
 };
 const MartletKernelSource *const martletKernelSources = sources;
 const size_t martletKernelSourceCount = sizeof sources / sizeof *sources;

@@ -1,2 +1,3 @@
-// What Swift cannot declare itself: zlib. Linked statically by MartletData.
+// What Swift cannot declare itself: zlib for MartletData, libyaml for Martlet. Both are linked statically.
+#include <yaml.h>
 #include <zlib.h>

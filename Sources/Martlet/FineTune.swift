@@ -25,7 +25,7 @@ public final class FineTune: Sendable {
 
     /// What the run would do and need, without starting it. Reads the dataset, but no weight.
     public func plan() throws(MartletError) -> RunPlan {
-        try Assembly(recipe: recipe).plan(try Assembly.ModelText(folder: recipe.model))
+        try Assembly(recipe: recipe).plan(try Assembly.ModelText(folder: recipe.model, now: recipe.startDate))
     }
 
     /// Asks the run to finish its step, save and leave; safe from any thread and from a signal handler.
@@ -37,7 +37,7 @@ public final class FineTune: Sendable {
         _ onEvent: (TrainingEvent) -> TrainingAnswer = { _ in .proceed }
     ) throws(MartletError) -> TrainingResult {
         let assembly = Assembly(recipe: recipe)
-        let parts = try assembly.parts(try Assembly.ModelText(folder: recipe.model))
+        let parts = try assembly.parts(try Assembly.ModelText(folder: recipe.model, now: recipe.startDate))
         return try train(recipe, parts, stop: switched, onEvent: onEvent)
     }
 }

@@ -7,6 +7,8 @@ package import MartletCore
 package final class CPUBackend: Backend {
     package let computeDType = DType.float32
     package let name: String
+    package let preferredTileTokens = 2048
+    package let fetchesWeightsSlowly = false
 
     let workers: Workers
     let product: MatrixProduct
@@ -29,6 +31,9 @@ package final class CPUBackend: Backend {
     }
 
     deinit { partials.deallocate() }
+
+    /// Every op has done its work when it returns, and none can fail.
+    package func finish() {}
 
     /// An empty layout over the scratch memory, for one op.
     func scratch() -> Scratch { Scratch(scratchMemory) }

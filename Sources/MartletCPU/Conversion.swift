@@ -16,10 +16,17 @@ extension CPUBackend {
         guard count > 0, let from = source.baseAddress else { return }
         let to: UnsafeMutablePointer<UInt8> = pointer(at: destination.address)
         workers.run(over: count, by: elementsPerTask) { range, _ in
-            convert(
+            convertElements(
                 from + range.lowerBound * dtype.byteCount, dtype,
                 UnsafeMutableRawPointer(to + range.lowerBound * destination.dtype.byteCount), destination.dtype,
                 range.count)
+        }
+    }
+
+    package func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)]) {
+        for (x_N, y_N) in pairs {
+            let bytes = UnsafeRawBufferPointer(start: x_N.floats, count: x_N.byteCount)
+            upload(bytes, as: .float32, into: y_N)
         }
     }
 
@@ -32,7 +39,7 @@ extension CPUBackend {
 }
 
 /// Copies `count` elements, converting between the floating-point types; other types only to themselves.
-private func convert(
+private func convertElements(
     _ source: UnsafeRawPointer, _ from: DType, _ destination: UnsafeMutableRawPointer, _ to: DType, _ count: Int
 ) {
     switch (from, to) {

@@ -4,13 +4,22 @@ package import MartletCore
 ///
 /// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
 /// same bytes.
-package final class CUDABackend {
+package final class CUDABackend: Backend {
     package let computeDType: DType
     package let name: String
+    package let preferredTileTokens = 16384
+    package let fetchesWeightsSlowly = true
 
     let device: Device
     let blas: BLAS
     let staging: Staging
+    /// How experts are computed where nothing stands against it.
+    let expertsPath: ExpertsPath
+    let tables: TensorTables
+    let attentionTables: AttentionTables
+
+    /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
+    private(set) lazy var cudnnAttention = computeDType == .bfloat16 ? CuDNNAttention(device, staging) : nil
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
 
@@ -21,7 +30,10 @@ package final class CUDABackend {
         device = try Device(index: index)
         blas = try BLAS(device)
         staging = try Staging(device)
-        name = "\(device.name), \(computeDType == .bfloat16 ? "bf16" : "fp32")"
+        expertsPath = try CUDABackend.expertsPath(capability: device.capability)
+        name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
+        tables = TensorTables(staging)
+        attentionTables = AttentionTables(staging)
     }
 
     /// An empty layout over the scratch memory, for one op.
@@ -29,6 +41,24 @@ package final class CUDABackend {
 
     /// 1 where activations are bfloat16: the kernels' `-DHALF`.
     var half: KernelDefine { KernelDefine("HALF", computeDType == .bfloat16 ? 1 : 0) }
+
+    /// GPU, driver, libraries, and the ways chosen.
+    package var description: String {
+        let version = device.driverVersion
+        return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
+            + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
+            + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version)"
+    }
+
+    /// Bytes of the GPU's memory in use, by this process or any other.
+    package var usedByteCount: Int {
+        var free = 0, total = 0
+        device.check(device.driver.memoryInfo(&free, &total), "its memory")
+        return total - free
+    }
+
+    /// Bytes that an arena may take: what is free, less room for kernels and libraries, which load at their first use.
+    package var plannableByteCount: Int { max(0, device.totalByteCount - usedByteCount - 1 << 30) }
 
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {

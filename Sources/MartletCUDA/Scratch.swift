@@ -36,11 +36,32 @@ extension CUDABackend {
         let memory = arena.carve([scratchByteCount(for: shapes)], .uint8, for: .workspace)
         if !arena.isMeasuring { scratchMemory = memory }
         blas.reserveWorkspace(in: arena)
+        tables.reserve(in: arena)
+        attentionTables.reserve(tokens: shapes.tokens, in: arena)
+
+        cudnnAttention?.reserve(for: shapes, in: arena)
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.
     private func scratchByteCount(for shapes: ScratchShapes) -> Int {
-        let layouts: [(inout Scratch) -> Void] = []
+        let s = shapes
+        let heads = max(shapes.queryHeads, shapes.keyValueHeads)
+        let layouts: [(inout Scratch) -> Void] = [
+            { _ = FiniteScratch(&$0) },
+            {
+                // A trained router's weight is float32, and is converted.
+                _ = LinearScratch(
+                    &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
+                    drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
+            },
+            { self.reserveExperts(&$0, shapes) },
+            { self.reserveFlash(&$0, shapes) },
+            { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
+            { self.cudnnAttention?.layOut(&$0, shapes) },
+            { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
+            { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
+            { _ = CrossEntropyScratch(&$0, rows: s.tokens, vocabulary: s.vocabulary, self.computeDType) },
+        ]
         return layouts.reduce(1 << 20) { most, layout in
             var scratch = Scratch.measuring()
             layout(&scratch)

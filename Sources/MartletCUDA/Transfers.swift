@@ -48,6 +48,13 @@ final class Staging {
         }
     }
 
+    func send(_ bytes: UnsafeRawBufferPointer, to address: UInt) {
+        send(bytes.count, to: address) { range, memory in
+            UnsafeMutableRawBufferPointer(start: memory, count: range.count).copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: bytes[range]))
+        }
+    }
+
     /// Copies device memory to the host, and waits for it.
     func receive(_ byteCount: Int, from address: UInt, into destination: UnsafeMutableRawPointer) {
         for start in stride(from: 0, to: byteCount, by: Staging.halfByteCount) {
@@ -90,7 +97,7 @@ extension CUDABackend {
             let elements = range.lowerBound / size..<range.upperBound / size
             let bytes = UnsafeRawBufferPointer(
                 start: from + elements.lowerBound * dtype.byteCount, count: elements.count * dtype.byteCount)
-            convert(bytes, dtype, memory, destination.dtype, elements.count)
+            convertOnHost(bytes, dtype, memory, destination.dtype, elements.count)
         }
     }
 
@@ -114,7 +121,7 @@ extension CUDABackend {
 }
 
 /// Converts between the floating-point types by way of float32.
-private func convert(
+private func convertOnHost(
     _ source: UnsafeRawBufferPointer, _ from: DType, _ destination: UnsafeMutableRawPointer, _ to: DType, _ count: Int
 ) {
     let piece = 1 << 14

@@ -9,7 +9,7 @@ extension Model {
         dropoutStep = index
         defer { dropoutStep = nil }
         let tiles = try begin(step)
-        for parameter in parameters { backend.zero(parameter.gradient) }
+        backend.zero(parameters.map(\.gradient))
         var outcome = try forward(step, tiles)
         guard outcome.targetCount > 0 else {
             throw MartletError(
@@ -17,9 +17,10 @@ extension Model {
                 because: "none of its \(step.tokenCount) tokens counts in the loss",
                 fix: "check the loss mask with `martlet inspect`, or raise max_length so that answers are not cut off")
         }
-        readLoss(step, tiles, gradientScale: 1 / Float(outcome.targetCount), &outcome)
-        let zScale = prepareAuxiliary(step, &outcome)
+        takeLoss(tiles, gradientScale: 1 / Float(outcome.targetCount))
+        let zScale = prepareAuxiliary(step, tiles, &outcome)
         try backward(step, tiles, zScale: zScale)
+        try read(step, tiles, &outcome)
         return outcome
     }
 
@@ -27,7 +28,8 @@ extension Model {
     package func evaluate(_ step: PackedStep) throws(MartletError) -> StepOutcome {
         let tiles = try begin(step)
         var outcome = try forward(step, tiles)
-        readLoss(step, tiles, gradientScale: nil, &outcome)
+        takeLoss(tiles, gradientScale: nil)
+        try read(step, tiles, &outcome)
         return outcome
     }
 
@@ -36,6 +38,15 @@ extension Model {
         let tiles = try begin(step)
         _ = try forward(step, tiles)
         return tiles.flatMap { tile in floats(logits(of: finalHidden.rows(tile.rows))) }
+    }
+
+    /// The likeliest token after each sequence of a step; `plan.logitRows` must be at least 1.
+    package func likeliestNext(_ step: PackedStep) throws(MartletError) -> [Int32] {
+        _ = try forward(step, try begin(step))
+        return step.offsets.dropFirst().map { end in
+            let logits = floats(logits(of: finalHidden.rows(end - 1..<end)))
+            return Int32(logits.indices.reduce(0) { logits[$1] > logits[$0] ? $1 : $0 })
+        }
     }
 
     // MARK: Stations
@@ -60,6 +71,7 @@ extension Model {
                 "a sequence is \(longest + 1) tokens long", in: "the packed step",
                 because: "the plan is for at most \(plan.maximumLength)", fix: "raise max_length, or truncate")
         }
+        refreshWorkingValues()
         upload(step.tokens, into: memory.tokens_T.rows(0..<T))
         upload(step.targets, into: memory.targets_T.rows(0..<T))
         upload(step.positions, into: memory.positions_T.rows(0..<T))
@@ -79,32 +91,29 @@ extension Model {
         for index in 0..<configuration.layerCount {
             let weights = try weights(of: index)
             let rows = keyValueRows(index)
-            var load = [Int](repeating: 0, count: configuration.experts?.expertCount ?? 0)
-            for tile in tiles {
+            for (number, tile) in tiles.enumerated() {
                 let saved = savedActivations(index).saved(for: tile)
                 layer.forward(
                     hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
-                if case .sparse(let routing, _) = saved.feedForward { count(routing, tile, &load, &outcome) }
+                if case .sparse(let routing, _) = saved.feedForward { note(routing, index, tile: number) }
             }
-            if configuration.isSparse[index] { outcome.expertLoad_LE.append(load) }
         }
         return outcome
     }
 
     /// The loss of every row; with a gradient scale, also the gradient of the last hidden states.
-    private func readLoss(_ step: PackedStep, _ tiles: [Tile], gradientScale: Float?, _ outcome: inout StepOutcome) {
+    private func takeLoss(_ tiles: [Tile], gradientScale: Float?) {
         let norm = outer(.finalNorm), head = outer(configuration.headWeight)
         for tile in tiles {
             let x_TH = finalHidden.rows(tile.rows)
             let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
-            let loss_T = memory.workspace.loss_T.rows(0..<tile.count)
+            let loss_T = memory.loss_T.rows(tile.rows)
             let dnormed_TH = gradientScale == nil ? nil : memory.workspace.dnormed_TH.rows(0..<tile.count)
             backend.rmsNorm(x_TH, norm.value, epsilon: configuration.rmsEpsilon, into: normed_TH)
             backend.crossEntropy(
                 normed_TH, head.value, memory.targets_T.rows(tile.rows), gradientScale: gradientScale,
                 into: loss_T, dnormed_TH, accumulating: gradientScale == nil ? nil : head.gradient)
-            outcome.lossSum += floats(loss_T).reduce(0) { $0 + Double($1) }
             if let dnormed_TH, let dx_TH = memory.dhidden_TH?.rows(tile.rows) {
                 backend.zero(dx_TH)
                 backend.rmsNormBackward(
@@ -157,16 +166,17 @@ extension Model {
 
     // MARK: Router losses and counts
 
-    private func count(_ routing: Routing, _ tile: Tile, _ load: inout [Int], _ outcome: inout StepOutcome) {
-        let offsets = integers(routing.offset_E1)
-        for expert in load.indices { load[expert] += Int(offsets[expert + 1] - offsets[expert]) }
-        guard settings.trainsRouter else { return }
+    /// Puts a tile's routing where the end of the step reads it.
+    private func note(_ routing: Routing, _ index: Int, tile: Int) {
+        let sparseIndex = configuration.isSparse[..<index].count { $0 }
+        backend.set(memory.offset_LE1[sparseIndex][tile], to: routing.offset_E1)
+        guard settings.trainsRouter, dropoutStep != nil else { return }
         routerSums.add(probabilities: floats(routing.probability_TE), logSumExp: floats(routing.logSumExp_T))
     }
 
     /// The load-balancing loss, E * sum of f_e P_e pooled over all sparse layers and tokens (Fedus et al. 2021; f_e sums
     /// to K), and the z loss, the mean of logSumExp^2 (Zoph et al. 2022): their values, and their gradients' factors.
-    private func prepareAuxiliary(_ step: PackedStep, _ outcome: inout StepOutcome) -> Float? {
+    private func prepareAuxiliary(_ step: PackedStep, _ tiles: [Tile], _ outcome: inout StepOutcome) -> Float? {
         guard settings.trainsRouter, let E = configuration.experts?.expertCount, routerSums.rowCount > 0 else {
             return nil
         }
@@ -174,7 +184,7 @@ extension Model {
         routerSums = RouterSums()
         let rows = Double(sums.rowCount)
         var share_E = [Double](repeating: 0, count: E)
-        for load in outcome.expertLoad_LE {
+        for load in expertLoads(tiles) {
             for expert in 0..<E { share_E[expert] += Double(load[expert]) / rows }
         }
         let balance = Double(E) * zip(share_E, sums.probability_E).reduce(0) { $0 + $1.0 * $1.1 / rows }
@@ -183,6 +193,27 @@ extension Model {
         let factor = settings.auxiliaryLossCoefficient * Double(E) / rows
         upload(share_E.map { Float(factor * $0) }, into: memory.workspace.dprobability_E)
         return Float(2 * settings.zLossCoefficient / rows)
+    }
+
+    /// Waits for the step, and reads its loss and loads.
+    private func read(_ step: PackedStep, _ tiles: [Tile], _ outcome: inout StepOutcome) throws(MartletError) {
+        outcome.lossSum = floats(memory.loss_T.rows(0..<step.tokenCount)).reduce(0) { $0 + Double($1) }
+        outcome.expertLoad_LE = expertLoads(tiles)
+        try backend.finish()
+    }
+
+    /// Rows of each expert of each sparse layer.
+    private func expertLoads(_ tiles: [Tile]) -> [[Int]] {
+        let offset_LE1 = memory.offset_LE1, offsets = integers(offset_LE1)
+        let E = offset_LE1.shape[2] - 1
+        return (0..<offset_LE1.shape[0]).map { layer in
+            (0..<E).map { expert in
+                tiles.indices.reduce(0) { sum, tile in
+                    let i = (layer * offset_LE1.shape[1] + tile) * (E + 1) + expert
+                    return sum + Int(offsets[i + 1] - offsets[i])
+                }
+            }
+        }
     }
 
     // MARK: Where things are

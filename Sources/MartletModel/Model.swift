@@ -2,7 +2,7 @@ package import MartletCore
 
 /// A decoder with its weights, adapters and gradients in one arena, ready to take steps through.
 package final class Model {
-    package let checkpoint: Checkpoint
+    private let source: any WeightSource
     package let settings: ModelSettings
     package let plan: ExecutionPlan
     package let backend: any Backend
@@ -22,17 +22,18 @@ package final class Model {
     /// Distinguishes the dropout masks of steps; nil outside training.
     var dropoutStep: Int?
 
-    package var configuration: ModelConfiguration { checkpoint.configuration }
+    package let configuration: ModelConfiguration
     /// Everything that is trained, in a fixed order.
     package var parameters: [Parameter] { memory.parameters }
 
     /// Allocates what the plan says and reads the weights. Adapters start as PEFT starts them: A uniform within
     /// 1 / sqrt(inputs), B zero.
     package init(
-        _ checkpoint: Checkpoint, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend
+        _ source: any WeightSource, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend
     ) throws(MartletError) {
-        let c = checkpoint.configuration
-        self.checkpoint = checkpoint
+        let c = source.configuration
+        self.source = source
+        configuration = c
         self.settings = settings
         self.plan = plan
         self.backend = backend
@@ -59,13 +60,10 @@ package final class Model {
     }
 
     private func readWeights() throws(MartletError) {
-        for (weight, tensor) in memory.outerWeights { try checkpoint.read(weight, into: tensor, using: backend) }
-        for parameter in wholes.values { try checkpoint.read(parameter.weight, into: parameter.value, using: backend) }
-        checkpoint.tensors.releasePages()
-        for parameter in parameters {
-            backend.zero(parameter.firstMoment)
-            backend.zero(parameter.secondMoment)
-        }
+        for (weight, tensor) in memory.outerWeights { try read(weight, into: tensor) }
+        for parameter in wholes.values { try read(parameter.weight, into: parameter.value) }
+        source.releasePages()
+        backend.zero(parameters.flatMap { [$0.firstMoment, $0.secondMoment] })
         let c = configuration, half = c.headSize / 2
         var cosine = [Float](), sine = [Float]()
         for position in 0..<plan.maximumLength {
@@ -81,15 +79,19 @@ package final class Model {
         upload(sine, into: memory.rope.sine_PJ)
     }
 
+    private func read(_ weight: Weight, into tensor: Tensor) throws(MartletError) {
+        try source.read(weight, into: tensor, using: backend, checksValues: true)
+    }
+
     private func initializeAdapters() {
         for parameter in parameters where parameter.role != .whole {
             guard parameter.role == .a else {
                 backend.zero(parameter.value)
                 continue
             }
-            var random = RandomStream(seed: settings.seed &* 0x9E37_79B9_7F4A_7C15 &+ (indices[parameter.weight] ?? 0))
-            let bound = 1 / Float(parameter.value.shape[-1]).squareRoot()
-            upload((0..<parameter.value.count).map { _ in (2 * random.uniform() - 1) * bound }, into: parameter.value)
+            backend.fillUniform(
+                parameter.value, bound: 1 / Float(parameter.value.shape[-1]).squareRoot(),
+                seed: settings.seed &* 0x9E37_79B9_7F4A_7C15 &+ (indices[parameter.weight] ?? 0))
         }
     }
 
@@ -103,9 +105,19 @@ package final class Model {
         values.withUnsafeBytes { backend.upload($0, as: .int32, into: tensor) }
     }
 
-    /// The elements of a float32 tensor.
+    /// The elements of a floating-point tensor.
     package func floats(_ tensor: Tensor) -> [Float] {
-        [Float](unsafeUninitializedCapacity: tensor.count) { buffer, count in
+        guard tensor.dtype == .float32 else {
+            let bytes = [UInt8](unsafeUninitializedCapacity: tensor.byteCount) { buffer, count in
+                backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))
+                count = tensor.byteCount
+            }
+            return [Float](unsafeUninitializedCapacity: tensor.count) { buffer, count in
+                bytes.withUnsafeBytes { convertToFloat($0, as: tensor.dtype, into: buffer) }
+                count = tensor.count
+            }
+        }
+        return [Float](unsafeUninitializedCapacity: tensor.count) { buffer, count in
             backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))
             count = tensor.count
         }
@@ -124,6 +136,12 @@ package final class Model {
         return memory.appliedAdapters[weight]
     }
 
+    /// Brings what is computed with up to date with the trained values.
+    func refreshWorkingValues() {
+        let pairs = parameters.compactMap { parameter in parameter.working.map { (parameter.value, $0) } }
+        if !pairs.isEmpty { backend.convert(pairs) }
+    }
+
     // MARK: Weights to compute with
 
     /// Layer `index`'s weights, decoded into their slot if they are not there already.
@@ -134,10 +152,10 @@ package final class Model {
             layerInSlot[slotIndex] = nil
             for weight in configuration.layerWeights(index) {
                 guard wholes[weight] == nil, let tensor = slot[weight.kind] else { continue }
-                try checkpoint.read(
+                try source.read(
                     weight, into: tensor, using: backend, checksValues: !checkedLayers.contains(index))
             }
-            checkpoint.tensors.releasePages()
+            source.releasePages()
             checkedLayers.insert(index)
             layerInSlot[slotIndex] = index
         }
@@ -192,7 +210,8 @@ package final class Model {
         guard let lora = settings.adapter, let tensors = adapterTensors(on: weight) else { return nil }
         let pair = factors[weight]
         return LoRA(
-            a: tensors.a, b: tensors.b, da: pair?.a.gradient, db: pair?.b.gradient, scale: lora.scale,
+            a: pair?.a.working ?? tensors.a, b: pair?.b.working ?? tensors.b, da: pair?.a.gradient,
+            db: pair?.b.gradient, scale: lora.scale,
             dropout: dropout(lora, weight))
     }
 

@@ -10,6 +10,8 @@ package struct Parameter: Sendable {
     package var weight: Weight
     package var role: Role
     package var value: Tensor
+    /// The value in the compute dtype, made anew at each step; nil where the value itself is computed with.
+    package var working: Tensor?
     package var gradient: Tensor
     package var firstMoment: Tensor
     package var secondMoment: Tensor
@@ -17,14 +19,15 @@ package struct Parameter: Sendable {
     package var expertCount: Int?
 
     package init(
-        name: String, group: String, weight: Weight, role: Role, value: Tensor, gradient: Tensor, firstMoment: Tensor,
-        secondMoment: Tensor, expertCount: Int? = nil
+        name: String, group: String, weight: Weight, role: Role, value: Tensor, working: Tensor? = nil,
+        gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, expertCount: Int? = nil
     ) {
         self.name = name
         self.group = group
         self.weight = weight
         self.role = role
         self.value = value
+        self.working = working
         self.gradient = gradient
         self.firstMoment = firstMoment
         self.secondMoment = secondMoment

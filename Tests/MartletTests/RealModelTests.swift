@@ -1,6 +1,8 @@
 import Martlet
 import MartletCore
+import MartletData
 import MartletModel
+import MartletTestSupport
 import Testing
 
 /// The whole way: checkpoint, dataset, plan, model, loop, export.
@@ -58,6 +60,61 @@ import Testing
                     try FileSystem.read(tiny.folder.file("cut\(stopAt)/\(file)")) == whole, "\(file) after \(stopAt)")
             }
         }
+    }
+
+    /// A chat template that writes the date writes the day on which the run began.
+    @Test func aRunMayBeResumedOnAnotherDay() throws {
+        let tiny = try TinyRun()
+        try AtomicFile.write(
+            (["messages": [["role": "user", "content": "a"], ["role": "assistant", "content": "b"]]] as JSON).text(),
+            to: tiny.folder.file("chat.jsonl"))
+        let recipe = tiny.recipe { $0.dataset = [tiny.folder.file("chat.jsonl")] }
+        func run(on date: TemplateDate, stopAt: Int = 99) throws -> ToyRun {
+            let template = try ChatTemplate(
+                source: "{{ strftime_now('%d.%m.') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+                    + "{% if add_generation_prompt %}[assistant]{% endif %}")
+            return try tiny.run(recipe, renderer: TemplateRenderer(template: template, endOfTurn: [], now: date)) {
+                if case .step(let row) = $0, row.step == stopAt { .stop } else { .proceed }
+            }
+        }
+        let monday = TemplateDate(year: 2026, month: 3, day: 2, hour: 23, minute: 59, second: 58)
+        #expect(try run(on: monday, stopAt: 2).result.end == .stopped)
+        #expect(recipe.startDate == monday)
+        let error = errorOf { _ = try run(on: TemplateDate(year: 2026, month: 3, day: 3)) }
+        #expect(error?.problem == "the dataset has changed since the checkpoint was written")
+        #expect(try run(on: recipe.startDate).result.end == .completed)
+        var other = recipe
+        other.outputDir = tiny.folder.file("other")
+        #expect(other.startDate != monday)
+    }
+
+    /// The report shows prompts of the data before and after, as many as fit into a step; the run does not change by it.
+    @Test func theReportShowsWhatTheModelWrites() throws {
+        let tiny = try TinyRun()
+        func change(_ recipe: inout Recipe) { (recipe.evalFraction, recipe.maxSteps) = (0.2, 12) }
+        let shown = tiny.recipe("shown", change)
+        try tiny.run(shown) { if case .step(let row) = $0, row.step == 5 { .stop } else { .proceed } }
+        try tiny.run(shown)
+        let hidden = tiny.recipe("hidden") {
+            change(&$0)
+            $0.samplePrompts = 0
+        }
+        try tiny.run(hidden)
+        func text(_ file: String) throws -> String {
+            String(decoding: try FileSystem.read(tiny.folder.file(file)), as: UTF8.self)
+        }
+        let samples = try #require(try FileSystem.readJSON(tiny.folder.file("shown/samples.json")).array)
+        let report = try text("shown/report.html")
+        #expect(samples.count == 2 && report.contains(">Before and after<"))
+        for sample in samples {
+            #expect(report.contains(">\(try #require(sample["prompt"]?.string))<"))
+            #expect(report.contains(">\(try #require(sample["before"]?.string))<"))
+        }
+        #expect(try !text("hidden/report.html").contains(">Before and after<"))
+        let adapters = try ["shown", "hidden"].map {
+            try FileSystem.read(tiny.folder.file("\($0)/adapter/adapter_model.safetensors"))
+        }
+        #expect(adapters[0] == adapters[1])
     }
 
     @Test func theSameAdapterForTheSameSeed() throws {

@@ -108,6 +108,42 @@ private let minimal = "model: /models/tiny\ndataset: data.jsonl\n"
         #expect(failure(minimal, overrides: ["lora_r"])?.location == "--set")
     }
 
+    @Test(arguments: [
+        ("method: lora\n  lora_r: 3", 4, "mapping values are not allowed in this context"),
+        ("method: 'lora", 4, "found unexpected end of stream"),
+        ("method: *none", 3, "found undefined alias 'none'"), ("[a]: b", 3, "a key is not a text"),
+        ("---\nmethod: lora", 3, "it holds more than one document"),
+        ("columns: \(String(repeating: "[", count: 40))", 3, "lists and mappings are nested deeper than 32"),
+        ("method: \u{1}", nil, "control characters are not allowed"),
+    ]) func whatIsNotYAML(_ lines: String, _ line: Int?, _ reason: String) throws {
+        let error = try #require(failure(minimal + lines + "\n"))
+        #expect(error.problem == "not valid YAML" && error.reason == reason)
+        #expect(error.location == "recipe.yaml" + (line.map { ", line \($0)" } ?? ""))
+    }
+
+    @Test func readsWhatYAMLCanWrite() throws {
+        let recipe = try Recipe(
+            yaml: """
+                # a comment
+                "model": |-
+                  /models/my: model
+                dataset: # two files
+                  - &first 'a ''quoted'' name.jsonl'
+                  - "b\\u00e9.jsonl"
+                columns: {prompt: &column "null", completion: *column}
+                eval_steps: ~
+                output_dir: >-
+                  one
+                  line
+                """)
+        #expect(recipe.model == "/models/my: model")
+        #expect(recipe.dataset == ["a 'quoted' name.jsonl", "b\u{e9}.jsonl"])
+        #expect(recipe.columns == ["prompt": "null", "completion": "null"])
+        #expect(recipe.evalSteps == nil && recipe.outputDir == "one line")
+        let twice = failure(minimal + "columns:\n  prompt: a\n  prompt: b\n")
+        #expect(twice?.problem == "the recipe gives 'prompt' twice" && twice?.location == "recipe.yaml, line 5")
+    }
+
     @Test func targetsMustExist() throws {
         var recipe = try Recipe(yaml: minimal + "target_modules: [q_projj]\n", name: "recipe.yaml")
         let error = try #require(errorOf { try recipe.checkTargets(["q_proj", "v_proj"]) })

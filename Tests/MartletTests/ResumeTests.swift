@@ -1,6 +1,7 @@
 import Martlet
 import MartletCore
 import MartletModel
+import MartletTestSupport
 import Testing
 
 @Suite struct ResumeTests {

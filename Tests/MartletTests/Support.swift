@@ -1,20 +1,7 @@
 import Martlet
 import MartletCore
+import MartletTestSupport
 import Testing
-
-/// A folder that goes away with its test.
-final class TemporaryFolder {
-    let path: String
-
-    init() throws {
-        path = "/tmp/martlet-test-\(UInt64.random(in: 0 ... .max))"
-        try FileSystem.makeFolder(path)
-    }
-
-    deinit { try? FileSystem.remove(path) }
-
-    func file(_ name: String) -> String { FileSystem.join(path, name) }
-}
 
 /// Runs `body` and gives the MartletError it throws; each must say what to do.
 func errorOf(_ body: () throws -> Void, sourceLocation: SourceLocation = #_sourceLocation) -> MartletError? {

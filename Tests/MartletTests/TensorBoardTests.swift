@@ -1,5 +1,6 @@
 import Martlet
 import MartletCore
+import MartletTestSupport
 import Testing
 
 @Suite struct TensorBoardTests {

@@ -2,6 +2,7 @@ import Martlet
 import MartletCore
 import MartletData
 import MartletModel
+import MartletTestSupport
 
 /// A real model, tiny and untrained, with a little text to learn.
 struct TinyRun {
@@ -39,8 +40,11 @@ struct TinyRun {
     }
 
     @discardableResult
-    func run(_ recipe: Recipe, answer: (TrainingEvent) -> TrainingAnswer = { _ in .proceed }) throws -> ToyRun {
-        let text = Assembly.ModelText(encoder: Characters(), renderer: nil)
+    func run(
+        _ recipe: Recipe, renderer: (any ConversationRenderer)? = nil,
+        answer: (TrainingEvent) -> TrainingAnswer = { _ in .proceed }
+    ) throws -> ToyRun {
+        let text = Assembly.ModelText(encoder: Characters(), renderer: renderer)
         var events: [TrainingEvent] = []
         let result = try train(recipe, try Assembly(recipe: recipe).parts(text), stop: StopSwitch()) { event in
             events.append(event)

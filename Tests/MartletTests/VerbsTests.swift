@@ -1,6 +1,7 @@
 import Martlet
 import MartletCore
 import MartletModel
+import MartletTestSupport
 import Testing
 
 /// The verbs on a tiny model made by `init`: what one verb writes, the next one reads.

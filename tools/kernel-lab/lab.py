@@ -60,7 +60,8 @@ class Module:
         options += os.environ.get("DEFINES", "").encode().split()
         if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
         result = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        log = b" " * must(nvrtc.nvrtcGetProgramLogSize(program))
+        # Two bytes at least: a bytes object of one is shared by the whole interpreter, and NVRTC writes into this one.
+        log = b" " * max(2, must(nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
         if int(result[0]) != 0:
             raise RuntimeError(log.decode())
@@ -78,6 +79,7 @@ class Module:
             if isinstance(x, TensorMap): values.append(x.words)
             elif isinstance(x, float): values.append(ctypes.c_float(x))
             elif isinstance(x, int): values.append(ctypes.c_int(x))
+            elif isinstance(x, ctypes.c_uint64): values.append(x)
             else: values.append(ctypes.c_void_p(x.data_ptr() if x is not None else 0))
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         grid = grid if isinstance(grid, tuple) else (grid, 1)
@@ -116,7 +118,7 @@ class Experts:
             self.b1t, self.b2t = torch.empty_like(self.b1).view(E, A, 2 * F), torch.empty_like(self.b2).view(E, A, H)
             for b, t in ((self.b1, self.b1t), (self.b2, self.b2t)):
                 packed = torch.empty_like(b)
-                Module("lora_pack", WIDTH=A)("lora_pack", (-(-b.shape[1] // 64), E), 256, b.float(), packed, t, b.shape[1])
+                Module("lora_pack", WIDTH=A, MASTER_HALF=0)("lora_pack", (-(-b.shape[1] // 64), E), 256, b.float(), packed, t, b.shape[1])
                 assert torch.equal(packed, b) and torch.equal(t, b.transpose(1, 2).contiguous())
             self.p1, self.p2, self.q1, self.q2, self.p2w, self.q2w = (poison(R, A) for _ in range(6))
             zero = lambda t: torch.zeros(t.shape, device="cuda")

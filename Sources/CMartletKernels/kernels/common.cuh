@@ -45,6 +45,17 @@ __device__ __forceinline__ Vector load128(const void* p) {
 __device__ __forceinline__ void store128(void* p, Vector v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
+__device__ __forceinline__ void store128_if(bool valid, void* p, Vector v) {
+    asm volatile("{\n.reg .pred valid;\nsetp.ne.b32 valid, %5, 0;\n@valid st.global.v4.u32 [%0], {%1, %2, %3, %4};\n}"
+                 ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"((u32)valid) : "memory");
+}
+/// 16 bytes that are not needed again; they may be written later.
+__device__ __forceinline__ Vector load128_once(const void* p) {
+    Vector v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ Vector load_shared128(u32 address) {
@@ -100,4 +111,19 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 /// 1 / (1 + exp(-x))
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+    float power, d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(1 + power));
+    return d;
+}
+
+/// The largest over the 32 lanes, in each of them; a NaN is passed over.
+__device__ __forceinline__ float warp_maximum(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    return x;
+}
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }

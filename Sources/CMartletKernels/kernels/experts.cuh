@@ -18,11 +18,11 @@ __device__ __forceinline__ float swiglu_backward(u32& gates, u32& ups, u32& dact
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
         const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
-        const float gradient = e ? high(dact) : low(dact), s = sigmoid(gate);
-        act[e] = gate * s * up;
+        const float gradient = e ? high(dact) : low(dact), s = sigmoid(gate), silu = gate * s;
+        act[e] = silu * up;
         sum += act[e] * gradient;
-        dgate[e] = weight * gradient * up * s * (1 + gate * (1 - s));
-        dup[e] = weight * gradient * gate * s;
+        dgate[e] = weight * gradient * up * (s + silu * (1 - s));
+        dup[e] = weight * gradient * silu;
     }
     gates = pack(dgate[0], dgate[1]);
     ups = pack(dup[0], dup[1]);

@@ -12,7 +12,8 @@
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
 // Design     three warpgroups: one fills a ring of five K steps, two multiply in turns (ping-pong), each a tile of 128 rows x
 //            192 columns of its own, so that one's epilogue runs under the other's products. A tile of at most 64 rows
-//            costs half.
+//            costs half. DACT has a ring of four: its products are laid out in shared memory, which frees their registers,
+//            and are finished four rows at a time while the next four of gateUp are on the way.
 // Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 231520 bytes of
 //            dynamic shared memory. Persistent: block b takes tiles b, b + grid, ...; the count of tiles is read on the
 //            device. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost first):
@@ -23,14 +24,11 @@
 //              b_ext  UP B1 {r, 2F, E}, box {64, 96, 1}; DOWN B2 {r, H, E}, box {64, 192, 1};
 //                     DACT A2 {F, r, E}, DX A1 {H, r, E}, box {64, 64, 1}
 // Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
-//            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp.
+//            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp:
+//            each element is read by the thread that writes it.
 // Reference  CPUBackend.experts / expertsBackward; Guo et al. 2025, SonicMoE (gather in the loads, dSwiGLU in the epilogue).
+#include "experts.cuh"
 #include "sm90.cuh"
-
-#define UP 0
-#define DOWN 1
-#define DACT 2
-#define DX 3
 
 constexpr bool gathers = MODE == UP || MODE == DACT;
 constexpr bool b_transposed = MODE == DACT || MODE == DX;
@@ -45,12 +43,17 @@ constexpr int steps = base_steps + ceil_div(RANK, 64);
 constexpr int a_bytes = 128 * 64 * 2;
 constexpr int b_bytes = 192 * 64 * 2;
 constexpr int stage_bytes = a_bytes + b_bytes;
-constexpr int stages = 5;
+/// DACT gives the fifth stage to its epilogue.
+constexpr int stages = MODE == DACT ? 4 : 5;
 /// Each of the 8 consumer warps stages 16 rows x 96 columns; 16 bytes between rows keep the banks apart.
 constexpr int staging_pitch = 96 * 2 + 16;
 constexpr int staging_bytes = 16 * staging_pitch;
-constexpr int barriers_at = stages * stage_bytes + 8 * staging_bytes;
-static_assert(barriers_at + (stages + 1) * 16 == 231520, "the launch's dynamic shared memory");
+/// In DACT warps i of the two groups share a desk for their 32 rows x 192 columns of dact; behind the four desks stand the
+/// weights of each warp's rows.
+constexpr int desk_pitch = 192 * 2 + 16;
+constexpr int desk_bytes = 32 * desk_pitch;
+constexpr int barriers_at = stages * stage_bytes + (MODE == DACT ? 4 * desk_bytes + 8 * 128 : 8 * staging_bytes);
+static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231520, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -70,6 +73,8 @@ struct Ring {
     /// Completed when warpgroup `group` may multiply: a parity tells only neighbouring phases of a slot apart, so that it must
     /// not wait for a slot before the other one has seen all of its own.
     __device__ __forceinline__ u32 turn(int group) const { return base + barriers_at + 16 * stages + 8 * group; }
+    /// Completed when warp `warp` % 4 of warpgroup `group` may use the desk.
+    __device__ __forceinline__ u32 desk(int group, int warp) const { return turn(2) + 32 * group + 8 * (warp % 4); }
     __device__ __forceinline__ void advance(int count) {
         slot += count;
         parity ^= slot / stages & 1;
@@ -248,7 +253,7 @@ __device__ __forceinline__ void finish_up(
     store_rows<12>(staging, act + (u64)row * INNER + column, INNER, count, limit, [&](int j, int half) {
         const u32 gate = pack(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]);
         const u32 up = pack(d[48 + 4 * j + 2 * half], d[48 + 4 * j + 2 * half + 1]);
-        return pack(low(gate) * sigmoid(low(gate)) * low(up), high(gate) * sigmoid(high(gate)) * high(up));
+        return swiglu(gate, up);
     });
 }
 
@@ -264,92 +269,129 @@ __device__ __forceinline__ void finish_rows(const float (&d)[96], u32 staging, i
     }
 }
 
-/// dSwiGLU of two neighbouring columns: gate and up become their gradients, dact becomes act. Returns <act, dact>.
-__device__ __forceinline__ float differentiate(u32& gates, u32& ups, u32& dact, float weight) {
-    float act[2], dgate[2], dup[2], sum = 0;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-        const float gate = e ? high(gates) : low(gates), up = e ? high(ups) : low(ups);
-        const float gradient = e ? high(dact) : low(dact), s = sigmoid(gate);
-        act[e] = gate * s * up;
-        sum += act[e] * gradient;
-        dgate[e] = weight * gradient * up * s * (1 + gate * (1 - s));
-        dup[e] = weight * gradient * gate * s;
-    }
-    gates = pack(dgate[0], dgate[1]);
-    ups = pack(dup[0], dup[1]);
-    dact = pack(act[0], act[1]);
-    return sum;
+/// Before the products: the weights of the warp's 32 rows. (gateUp as far as L2 here, too, was slower.)
+__device__ __forceinline__ void prepare_dact(u32 weight_at, int row, int count, const int* order, const float* weights) {
+    const int lane = lane_id(), mine = lane % 16 + lane / 16 * 64;
+    if (mine < count) store_shared32(weight_at + lane * 4, __float_as_uint(weights[order[row + mine]]));
 }
 
-/// The warp's 16 rows of `act` hold dact (finish_rows, just now, still in the cache); 24 lanes take 8 columns each of a row,
-/// of four rows at a time. In the accumulator's layout this needed more registers than there are.
-__device__ __forceinline__ void finish_dact(
-    int row, int count, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up, bf16* act,
-    float* partial) {
-    constexpr int batch = 4;
-    const int lane = lane_id(), at = column + lane * 8;
-    const bool inside = lane < 24 && at < INNER;
-    const float row_weight = weights[order[row + min(lane % 16, count - 1)]];
-    __syncwarp();
-#pragma unroll 1
-    for (int first = 0; first < min(count, 16); first += batch) {
-        Vector gate[batch], up[batch], unit[batch];
+/// The warp's rows of dact, rounded, on its desk: rows 0 ..< 16 of the first half of the tile, 16 ..< 32 of the second.
+__device__ __forceinline__ void lay_out(const float (&d)[2][96], u32 desk, int count) {
+    const int lane = lane_id();
+    const u32 corner = desk + lane % 16 * desk_pitch + lane / 16 * 16;
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            const u64 r = row + min(first + i, count - 1);
-            gate[i] = up[i] = unit[i] = Vector{0, 0, 0, 0};
-            if (!inside) continue;
-            gate[i] = *(const Vector*)(gate_up + r * 2 * INNER + at);
-            up[i] = *(const Vector*)(gate_up + r * 2 * INNER + INNER + at);
-            unit[i] = *(const Vector*)(act + r * INNER + at);
-        }
+    for (int half = 0; half < 2; ++half) {
+        if (count <= 64 * half) break;
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            const u64 r = row + first + i;
-            const float weight = __shfl_sync(0xffffffffu, row_weight, first + i);
-            float sum = differentiate(gate[i].x, up[i].x, unit[i].x, weight);
-            sum += differentiate(gate[i].y, up[i].y, unit[i].y, weight);
-            sum += differentiate(gate[i].z, up[i].z, unit[i].z, weight);
-            sum += differentiate(gate[i].w, up[i].w, unit[i].w, weight);
-#pragma unroll
-            for (int d = 1; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-            if (first + i >= min(count, 16)) continue;
-            if (lane == 0) partial[r] = sum;
-            if (!inside) continue;
-            store128(dgate_up + r * 2 * INNER + at, gate[i]);
-            store128(dgate_up + r * 2 * INNER + INNER + at, up[i]);
-            store128(act + r * INNER + at, unit[i]);
+        for (int j = 0; j < 24; j += 2) {
+            const float* x = d[half] + 4 * j;
+            store_matrices(corner + half * 16 * desk_pitch + j * 16, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]),
+                           pack(x[6], x[7]));
         }
     }
+    __syncwarp();
 }
+
+/// Four rows: 8 lanes take 8 columns each of a row, three times.
+struct FourRows {
+    Vector gate[3], up[3];
+};
+
+/// DACT's columns of rows 4 i ... of the warp's 32, eight lanes a row.
+struct Desk {
+    u32 dact, weight_at;
+    int row, count, column;
+    const bf16* gate_up;
+    bf16* dgate_up;
+    bf16* act;
+    float* partial;
+
+    __device__ __forceinline__ int at(int i) const { return i / 4 * 64 + i % 4 * 4 + lane_id() / 8; }
+    __device__ __forceinline__ FourRows load(int i) const {
+        FourRows rows;
+        const int r = at(i), first = column + lane_id() % 8 * 8;
+        const bf16* from = gate_up + (u64)(row + r) * 2 * INNER + first;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            rows.gate[c] = rows.up[c] = Vector{0, 0, 0, 0};
+            if (r >= count || first + 64 * c >= INNER) continue;
+            rows.gate[c] = load128_once(from + 64 * c);
+            rows.up[c] = load128_once(from + INNER + 64 * c);
+        }
+        return rows;
+    }
+    __device__ __forceinline__ void finish(int i, FourRows& rows) const {
+        const int lane = lane_id(), r = at(i), first = column + lane % 8 * 8, local = 4 * i + lane / 8;
+        const float weight = __uint_as_float(load_shared32(weight_at + local * 4));
+        Vector unit[3];
+#pragma unroll
+        for (int c = 0; c < 3; ++c) unit[c] = load_shared128(dact + local * desk_pitch + (64 * c + lane % 8 * 8) * 2);
+        float sum = 0;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            sum += swiglu_backward(rows.gate[c].x, rows.up[c].x, unit[c].x, weight);
+            sum += swiglu_backward(rows.gate[c].y, rows.up[c].y, unit[c].y, weight);
+            sum += swiglu_backward(rows.gate[c].z, rows.up[c].z, unit[c].z, weight);
+            sum += swiglu_backward(rows.gate[c].w, rows.up[c].w, unit[c].w, weight);
+        }
+        bf16* to = dgate_up + (u64)(row + r) * 2 * INNER + first;
+        bf16* unit_to = act + (u64)(row + r) * INNER + first;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            const bool inside = r < count && first + 64 * c < INNER;
+            store128_if(inside, to + 64 * c, rows.gate[c]);
+            store128_if(inside, to + INNER + 64 * c, rows.up[c]);
+            store128_if(inside, unit_to + 64 * c, unit[c]);
+        }
+#pragma unroll
+        for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+        if (lane % 8 == 0 && r < count) partial[row + r] = sum;
+    }
+    /// While four rows are worked on, the next four are on the way.
+    __device__ __forceinline__ void finish() const {
+        const int quads = count > 64 ? 8 : 4;
+        FourRows even = load(0), odd = load(1);
+#pragma unroll 1
+        for (int i = 0; i < quads; i += 2) {
+            finish(i, even);
+            if (i + 2 < quads) even = load(i + 2);
+            finish(i + 1, odd);
+            if (i + 2 < quads) odd = load(i + 3);
+        }
+    }
+};
 
 /// A warpgroup that multiplies: every other tile of the block.
 __device__ __forceinline__ void consume(
     Ring ring, u32 shared, const int* order, const Tile* tiles, int total, const float* weights, const bf16* gate_up,
     bf16* out, bf16* act, float* partial, int row_total) {
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
-    const u32 staging = shared + stages * stage_bytes + warp * staging_bytes;
+    const u32 staging = shared + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
+    const u32 weight_at = shared + stages * stage_bytes + 4 * desk_bytes + warp * 128;
     if (group == 1) ring.advance(steps);
     int round = 0;
     for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
+        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
+        if (MODE == DACT) prepare_dact(weight_at, row, count, order, weights);
         float d[2][96];
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
-        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
+        if (MODE == DACT) {
+            barrier_wait(ring.desk(group, warp), (round ^ group ^ 1) & 1);
+            lay_out(d, staging, count);
+            float* sums = partial + (u64)(index % column_tiles) * row_total;
+            if (count > 0) Desk{staging, weight_at, row, count, column, gate_up, out, act, sums}.finish();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) barrier_arrive(ring.desk(group ^ 1, warp));
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (count <= 64 * half) break;
+            if (MODE == DACT || count <= 64 * half) break;
             if (MODE == UP) finish_up(d[half], staging, row + 64 * half, count - 64 * half, column, out, act);
-            else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, MODE == DACT ? act : out);
-        }
-#pragma unroll 1
-        for (int first = 0; MODE == DACT && first < min(count, 128); first += 64) {
-            finish_dact(row + first, count - first, column, order, weights, gate_up, out, act,
-                        partial + (u64)(index % column_tiles) * row_total);
+            else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, out);
         }
     }
 }
@@ -368,6 +410,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
         }
         barrier_init(ring.turn(0), 1);
         barrier_init(ring.turn(1), 1);
+        for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
         barrier_init_fence();
     }
     __syncthreads();

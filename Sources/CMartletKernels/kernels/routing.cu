@@ -37,25 +37,44 @@ __device__ __forceinline__ int block_scan(int x, int* shared, int& total) {
     return before + sum - x;
 }
 
+/// This thread's 8 consecutive ids of the round that starts at `base`; behind the last one, no expert's.
+__device__ __forceinline__ void load_ids(const int* expert_TK, int base, int rows, int (&ids)[8]) {
+    const int first = base + threadIdx.x * 8;
+    if (first + 8 <= rows && (u64)expert_TK % 16 == 0) {
+        const Vector a = load128(expert_TK + first), b = load128(expert_TK + first + 4);
+        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) ids[j] = (int)words[j];
+    } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) ids[j] = first + j < rows ? expert_TK[first + j] : EXPERTS;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(1024) routing_order(
     const int* expert_TK, int* order_R, int* position_R, int* offset_E1, int rows) {
     __shared__ int shared[32];
     const int expert = blockIdx.x;
-    int smaller = 0;
-    for (int i = threadIdx.x; i < rows; i += 1024) smaller += expert_TK[i] < expert;
+    constexpr int round = 8 * 1024;
+    int smaller = 0, ids[8];
+#pragma unroll 4
+    for (int base = 0; base < rows; base += round) {
+        load_ids(expert_TK, base, rows, ids);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) smaller += ids[j] < expert;
+    }
     int start = block_sum(smaller, shared);
     if (threadIdx.x == 0) offset_E1[expert] = start;
     if (threadIdx.x == 0 && expert == 0) offset_E1[EXPERTS] = rows;
-    // Each thread takes 8 consecutive ids, so that a round covers 8192.
-    for (int base = 0; base < rows; base += 8192) {
-        const int first = base + threadIdx.x * 8;
+    for (int base = 0; base < rows; base += round) {
+        load_ids(expert_TK, base, rows, ids);
         u32 mine = 0;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) mine |= (u32)(first + j < rows && expert_TK[first + j] == expert) << j;
+        for (int j = 0; j < 8; ++j) mine |= (u32)(ids[j] == expert) << j;
         int total;
         int place = start + block_scan(__popc(mine), shared, total);
         for (; mine; mine &= mine - 1, ++place) {
-            const int flat = first + __ffs(mine) - 1;
+            const int flat = base + threadIdx.x * 8 + __ffs(mine) - 1;
             order_R[place] = flat;
             position_R[flat] = place;
         }
@@ -74,4 +93,10 @@ extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offs
         tiles[index++] = Tile{expert, start + row, min(tile_rows, count - row), 0};
     }
     if (threadIdx.x == 0) *tile_count = total;
+}
+
+/// The inverse of an order that is there already: position[order[i]] = i. <<<R / 256 rounded up, 256>>>
+extern "C" __global__ void __launch_bounds__(256) routing_position(const int* order, int* position, int rows) {
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    if (i < rows) position[order[i]] = i;
 }

@@ -10,6 +10,8 @@ struct AssembledData {
     /// The most tokens that a step can need.
     let tokenCount: Int
     let longestExample: Int
+    /// Where the report takes its prompts from: what is not trained on, if there is something.
+    let shown: ExampleSet
 
     init(_ recipe: Recipe, _ text: Assembly.ModelText) throws(MartletError) {
         let settings = try AssembledData.settings(recipe)
@@ -31,6 +33,7 @@ struct AssembledData {
             rows += AssembledData.rows(other.report, "validation")
             reports.append(other.report)
         }
+        shown = evaluation ?? train
         var steps = StepSettings(
             batchSize: recipe.perDeviceTrainBatchSize, gradientAccumulation: recipe.gradientAccumulationSteps,
             packs: recipe.packing, shuffles: true, seed: UInt64(recipe.seed))

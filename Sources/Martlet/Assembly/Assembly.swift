@@ -1,4 +1,3 @@
-internal import MartletCPU
 package import MartletCore
 package import MartletData
 internal import MartletModel
@@ -14,10 +13,15 @@ package struct Assembly {
         package var encoder: any TextEncoder
         /// nil if the model has no chat template.
         package var renderer: (any ConversationRenderer)?
+        /// Tokens that end an answer.
+        package var endTokens: Set<Int32>
 
-        package init(encoder: any TextEncoder, renderer: (any ConversationRenderer)?) {
+        package init(
+            encoder: any TextEncoder, renderer: (any ConversationRenderer)?, endTokens: Set<Int32> = []
+        ) {
             self.encoder = encoder
             self.renderer = renderer
+            self.endTokens = endTokens.union(encoder.eosID.map { [$0] } ?? [])
         }
     }
 
@@ -83,12 +87,16 @@ package struct Assembly {
     struct Prepared {
         let checkpoint: Checkpoint
         let settings: ModelSettings
-        let backend: CPUBackend
+        let backend: any Backend
         let data: AssembledData
         let plan: ExecutionPlan
         let memory: MemoryPlan
-        /// Bytes that the whole process may use.
+        /// Bytes in use beside the plan.
+        let used: Int
+        /// Bytes that both may come to.
         let limit: Int
+        /// Why `device: auto` ended on the CPU, if it did.
+        let deviceReason: String?
         /// What will be trained; without memory.
         let parameters: [Parameter]
         /// Numbers in the whole model, the trained ones included.
@@ -98,22 +106,35 @@ package struct Assembly {
     /// Data comes before the model, so that a bad row is found before memory is taken.
     func prepare(_ text: ModelText) throws(MartletError) -> Prepared {
         let checkpoint = try openCheckpoint(), configuration = checkpoint.configuration
-        let settings = try settings(configuration), backend = CPUBackend(threads: recipe.threads)
+        let settings = try settings(configuration)
+        let (backend, reason) = try makeBackend()
         let data = try AssembledData(recipe, text)
         let planner = Planner(configuration, settings, backend)
         // A measure of any plan has the backend take its own buffers, so that they count in the process.
         _ = planner.byteCount(ExecutionPlan(stepTokens: 1, tileTokens: 1, maximumLength: 2))
-        let process = ProcessMemory.residentByteCount
-        let limit = recipe.memoryLimit ?? process + Machine.plannableMemory
+        let memory = DeviceMemory(of: backend)
+        let limit = recipe.memoryLimit ?? memory.used + memory.plannable
         let plan = try planner.plan(
             stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
-            tileTokens: recipe.tileTokens, limit: max(0, limit - process))
+            tileTokens: recipe.tileTokens, logitRows: recipe.samplePrompts == 0 ? 0 : 1,
+            limit: max(0, limit - memory.used))
         let parameters = planner.parameters
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(
             checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
-            memory: planner.table(plan), limit: limit, parameters: parameters,
+            memory: planner.table(plan), used: memory.used, limit: limit, deviceReason: reason,
+            parameters: parameters,
             totalParameterCount: configuration.parameterCount + added)
+    }
+
+    private func makeBackend() throws(MartletError) -> (any Backend, reason: String?) {
+        let problem = "full fine-tuning does not run on a GPU yet"
+        switch (recipe.method, recipe.device) {
+        case (.full, .auto): return (try Compute(device: .cpu, threads: recipe.threads).makeBackend(), problem)
+        case (.full, .cuda):
+            throw recipe.refusal("device", problem, because: "only LoRA does", fix: "write 'device: cpu'")
+        default: return try recipe.device.makeBackend(threads: recipe.threads)
+        }
     }
 
     /// What the run would do and need.
@@ -124,13 +145,22 @@ package struct Assembly {
         let run = try prepare(text)
         let model = try Model(run.checkpoint, run.settings, run.plan, run.backend)
         let export = ModelExport(recipe: recipe, checkpoint: run.checkpoint, model: model)
-        return TrainingParts(
+        var parts = TrainingParts(
             model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
-            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model),
+            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
+        parts.templateDate = text.writtenDate
+        let samples = try samples(run, model, text)
+        parts.samples = { () throws(MartletError) in try samples.write() }
+        return parts
     }
 
-    private func facts(_ model: Model) -> [TrainingOverview.Row] {
+    private func samples(_ run: Prepared, _ model: Model, _ text: ModelText) throws(MartletError) -> Samples {
+        let count = recipe.samplePrompts ?? (run.plan.keepsWeights ? Samples.defaultCount : 0)
+        return try Samples(model, text, run.data.shown, count: count)
+    }
+
+    private func facts(_ model: Model, _ deviceReason: String?) -> [TrainingOverview.Row] {
         let c = model.configuration
         var rows: [TrainingOverview.Row] = [
             .init("folder", recipe.model), .init("model type", c.modelType), .init("layers", String(c.layerCount)),
@@ -139,7 +169,8 @@ package struct Assembly {
             rows.append(.init("experts", "\(experts.expertCount) a layer, \(experts.expertsPerToken) a token"))
         }
         return rows + [
-            .init("computes on", model.backend.name), .init("tile", "\(model.plan.tileTokens) tokens"),
+            .init("computes on", model.backend.name, note: deviceReason),
+            .init("tile", "\(model.plan.tileTokens) tokens"),
         ]
     }
 }

@@ -12,21 +12,22 @@ struct FolderText: Sendable {
     /// Generation stops at any of these.
     let endTokens: Set<Int32>
 
-    init(folder: String, _ configuration: ModelConfiguration) throws(MartletError) {
+    /// `now` is what a template that writes the date writes.
+    init(
+        folder: String, _ configuration: ModelConfiguration, now: TemplateDate = .now()
+    ) throws(MartletError) {
         tokenizer = try Tokenizer(folder: folder)
         let endTokens = try FolderText.endTokens(folder, configuration).union(tokenizer.eosID.map { [$0] } ?? [])
         let template = try FolderText.hasTemplate(folder) ? ChatTemplate(folder: folder) : nil
         let endOfTurn = endTokens.sorted().compactMap(tokenizer.token(of:))
-        renderer = try template.map { (template) throws(MartletError) in
-            try TemplateRenderer(template: template, endOfTurn: endOfTurn)
-        }
+        renderer = template.map { TemplateRenderer(template: $0, endOfTurn: endOfTurn, now: now) }
         self.template = template
         self.endTokens = endTokens
     }
 
     /// The text side of a folder whose configuration has not been read.
-    init(folder: String) throws(MartletError) {
-        try self.init(folder: folder, try Checkpoint.configuration(of: folder))
+    init(folder: String, now: TemplateDate = .now()) throws(MartletError) {
+        try self.init(folder: folder, try Checkpoint.configuration(of: folder), now: now)
     }
 
     private static func hasTemplate(_ folder: String) throws(MartletError) -> Bool {

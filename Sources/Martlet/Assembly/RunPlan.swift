@@ -28,7 +28,7 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     init(_ recipe: Recipe, _ run: Assembly.Prepared) throws(MartletError) {
         memory = run.memory.rows.map { .init($0.name, formatBytes($0.byteCount), note: $0.note) }
         arenaByteCount = run.memory.byteCount
-        processByteCount = ProcessMemory.residentByteCount
+        processByteCount = run.used
         limitByteCount = run.limit
         mappedByteCount = run.checkpoint.tensors.tensors.reduce(0) { $0 + $1.byteCount }
         trainable = try TrainableSet(run.parameters, totalCount: run.totalParameterCount)

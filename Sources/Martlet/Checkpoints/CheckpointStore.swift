@@ -20,6 +20,9 @@ struct CheckpointStore {
         }.sorted()
     }
 
+    /// Checkpoint folders, the newest first; none if they cannot be listed.
+    var newestFirst: [String] { ((try? steps()) ?? []).reversed().map(path(ofStep:)) }
+
     /// Removes what a killed run left half-written.
     func removeLeftovers() throws(MartletError) {
         guard FileSystem.kind(of: folder) == .folder else { return }

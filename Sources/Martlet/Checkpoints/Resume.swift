@@ -1,4 +1,19 @@
 internal import MartletCore
+package import MartletData
+
+extension Recipe {
+    /// What the chat template is to write as the time now: what it wrote when the run began that this one continues, so
+    /// that a run may be resumed on another day.
+    package var startDate: TemplateDate {
+        let checkpoints =
+            switch resume {
+            case "never": [String]()
+            case "auto": CheckpointStore(folder: outputDir).newestFirst
+            default: [resume]
+            }
+        return checkpoints.lazy.compactMap { (try? CheckpointFiles.state(at: $0))?.templateDate }.first ?? .now()
+    }
+}
 
 /// Decides from where a run goes on.
 struct Resume {

@@ -1,9 +1,10 @@
 internal import MartletCore
+internal import MartletData
 
 /// What a run must remember, besides the tensors, to continue as if nothing had happened: trainer_state.json.
 ///
-/// No clock and no machine in it: two runs of one recipe write the same bytes. All randomness (shuffling, dropout)
-/// follows from the seed and the step.
+/// No machine in it, and no clock unless the chat template writes the date: two runs of one recipe write the same bytes.
+/// All randomness (shuffling, dropout) follows from the seed and the step.
 struct TrainerState: Sendable, Equatable {
     struct Best: Sendable, Equatable {
         var step: Int
@@ -23,12 +24,15 @@ struct TrainerState: Sendable, Equatable {
     var lastEvaluatedStep = 0
     var seed: Int
     var dataFingerprint: String
+    /// What the chat template wrote as the time now when the run began; nil if it writes none.
+    var templateDate: TemplateDate?
     /// Every key and value.
     var recipe: JSON
 
-    init(recipe: Recipe, totalSteps: Int, dataFingerprint: String) {
+    init(recipe: Recipe, totalSteps: Int, dataFingerprint: String, templateDate: TemplateDate?) {
         self.totalSteps = totalSteps
         self.dataFingerprint = dataFingerprint
+        self.templateDate = templateDate
         self.recipe = recipe.json
         seed = recipe.seed
     }
@@ -40,7 +44,8 @@ struct TrainerState: Sendable, Equatable {
             "best_metric": best.map { .number($0.loss) } ?? .null,
             "evaluations_without_gain": .integer(evaluationsWithoutGain),
             "last_evaluated_step": .integer(lastEvaluatedStep), "seed": .integer(seed),
-            "data_fingerprint": .string(dataFingerprint), "recipe": recipe,
+            "data_fingerprint": .string(dataFingerprint),
+            "template_date": templateDate.map { .string($0.description) } ?? .null, "recipe": recipe,
         ]
     }
 
@@ -64,6 +69,7 @@ struct TrainerState: Sendable, Equatable {
         evaluationsWithoutGain = evaluations
         lastEvaluatedStep = lastEvaluated
         dataFingerprint = fingerprint
+        templateDate = json["template_date"]?.string.flatMap(TemplateDate.init)
         if let step = json["best_step"]?.integer, let loss = json["best_metric"]?.number {
             best = Best(step: step, loss: loss)
         }

@@ -101,6 +101,8 @@ public struct Recipe: Sendable, Equatable {
     public var loadBestModelAtEnd = false
     /// Steps between rows of metrics.jsonl.
     public var loggingSteps = 1
+    /// Prompts of the validation or training data that the report shows, continued before the training and after it.
+    public var samplePrompts: Int?
     /// Folder for everything the run writes.
     public var outputDir = "output"
     /// `auto`, `never`, or the folder of a checkpoint.
@@ -114,8 +116,8 @@ public struct Recipe: Sendable, Equatable {
     public var memoryLimit: Int?
     /// Tokens that go through a layer at a time.
     public var tileTokens: Int?
-    /// What computes.
-    public var device = Device.cpu
+    /// Where to compute.
+    public var device = ComputeDevice.auto
     /// CPU threads.
     public var threads: Int?
 
@@ -161,8 +163,6 @@ extension Recipe {
         case merged
     }
 
-    /// What computes.
-    public enum Device: String, Sendable, CaseIterable { case cpu }
 
     /// ``learningRate``, or the method's default.
     public var effectiveLearningRate: Double { learningRate ?? (method == .lora ? 2e-4 : 1e-5) }

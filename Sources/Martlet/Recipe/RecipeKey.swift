@@ -76,10 +76,12 @@ extension RecipeKey {
         }
     }
 
-    static func integer(_ name: String, _ path: RecipePath<Int?>, default note: String, _ meaning: String) -> RecipeKey
-    {
+    static func integer(
+        _ name: String, _ path: RecipePath<Int?>, _ range: ClosedRange<Int> = 1...Int.max, default note: String,
+        _ meaning: String
+    ) -> RecipeKey {
         var key = RecipeKey(name, "integer", meaning) { recipe, value throws(RecipeValueError) in
-            recipe[keyPath: path] = try value.isNull ? nil : value.integer(in: 1...Int.max)
+            recipe[keyPath: path] = try value.isNull ? nil : value.integer(in: range)
         } write: { recipe in
             recipe[keyPath: path].map(JSON.integer) ?? .null
         }

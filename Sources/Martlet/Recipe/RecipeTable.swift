@@ -93,6 +93,10 @@ extension RecipeKey {
             "validations without a better loss before stopping"),
         .flag("load_best_model_at_end", \.loadBestModelAtEnd, "end with the weights of the best validation"),
         .integer("logging_steps", \.loggingSteps, 1...Int.max, "write every n-th step to metrics.jsonl"),
+        .integer(
+            "sample_prompts", \.samplePrompts, 0...64,
+            default: "\(Samples.defaultCount), or 0 where decoding the weights again for each token would take long",
+            "prompts of the data that the report shows, continued before the training and after it"),
         .text("output_dir", \.outputDir, "folder for everything the run writes"),
         .text(
             "resume", \.resume, "auto: from the newest checkpoint in output_dir; never; or the folder of a checkpoint"),
@@ -105,7 +109,7 @@ extension RecipeKey {
         .bytes(
             "memory_limit", \.memoryLimit, default: "what the machine has", "most memory to plan for, such as 12GiB"),
         .integer("tile_tokens", \.tileTokens, default: "planned", "tokens that go through a layer at a time"),
-        .choice("device", \.device, "what computes"),
+        .choice("device", \.device, "where to compute; auto: the GPU if there is one"),
         .integer("threads", \.threads, default: "all cores", "CPU threads"),
     ]
 }

@@ -6,7 +6,14 @@ enum RecipeValue {
     case null
     case scalar(String)
     case list([RecipeValue])
-    case map([(key: String, value: RecipeValue)])
+    case map([Member])
+
+    /// A key, the line it stands in, and what it is given.
+    struct Member {
+        var key: String
+        var line: Int
+        var value: RecipeValue
+    }
 
     var kind: String {
         switch self {
@@ -95,7 +102,7 @@ extension RecipeValue {
             throw RecipeValueError(wanted: "a mapping of texts, as in {prompt: question}")
         }
         var map: [String: String] = [:]
-        for (key, value) in members { map[key] = try value.string("a text for '\(key)'") }
+        for member in members { map[member.key] = try member.value.string("a text for '\(member.key)'") }
         return map
     }
 

@@ -8,6 +8,8 @@ enum HTML {
             case "<": out += "&lt;"
             case ">": out += "&gt;"
             case "\"": out += "&quot;"
+            // HTML has no control characters, and an untrained model may write them.
+            case _ where character.value < 0x20 && character != "\n" && character != "\t": out += "\u{FFFD}"
             default: out.unicodeScalars.append(character)
             }
         }

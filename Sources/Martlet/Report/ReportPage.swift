@@ -138,11 +138,13 @@ struct ReportPage {
     private var samples: String {
         let pairs = content.samples.map { sample in
             """
-            <h3>\(HTML.escape(sample.prompt))</h3><div class="pair"><div><h3>before</h3><pre>\(HTML.escape(sample.before))</pre>\
+            <pre class="prompt">\(HTML.escape(sample.prompt))</pre><div class="pair"><div><h3>before</h3><pre>\(HTML.escape(sample.before))</pre>\
             </div><div><h3>after</h3><pre>\(HTML.escape(sample.after))</pre></div></div>
             """
         }
-        return HTML.section("Before and after", pairs.joined())
+        return HTML.section(
+            "Before and after", pairs.joined(),
+            note: "How the model goes on, always with the likeliest token, before the training and after it.")
     }
 
     private var notes: String {

@@ -46,6 +46,7 @@ enum ReportStyle {
         .sum td{font-weight:650;border-bottom:0}
         pre{background:var(--panel);border-radius:10px;padding:14px;overflow-x:auto;font-size:13px;line-height:1.45;margin:0;\
         white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,"SF Mono",Menlo,"DejaVu Sans Mono",monospace}
+        .prompt{margin:0 0 8px;background:none;border:1px solid var(--line)}
         .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:12px;margin-bottom:18px}
         details summary{cursor:pointer;color:var(--muted);margin-bottom:10px}
         @media print{body{max-width:none}details{display:block}}

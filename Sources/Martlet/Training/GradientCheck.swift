@@ -75,8 +75,8 @@ struct GradientAudit {
     ) throws(MartletError) -> (norm: Double, check: GradientCheck?) {
         var total = 0.0
         var newlyReached = false
-        for (i, parameter) in parameters.enumerated() {
-            let squares = backend.sumOfSquares(parameter.gradient)
+        let allSquares = backend.sumsOfSquares(of: parameters.map(\.gradient))
+        for (i, (parameter, squares)) in zip(parameters, allSquares).enumerated() {
             guard squares.isFinite else { throw notFinite(parameter, step, outcome) }
             total += squares
             if squares > 0, pending.contains(i) { newlyReached = true }
@@ -106,9 +106,10 @@ struct GradientAudit {
             }
             let row = parameter.weight.layer.flatMap(layers.firstIndex(of:))
             let load = layers.count == outcome.expertLoad_LE.count ? row.map { outcome.expertLoad_LE[$0] } : nil
+            let squares = backend.sumsOfSquares(of: (0..<count).map { parameter.gradient.rows($0..<$0 + 1) })
             for expert in 0..<count {
                 blocks.count += 1
-                guard backend.sumOfSquares(parameter.gradient.rows(expert..<expert + 1)) == 0 else { continue }
+                guard squares[expert] == 0 else { continue }
                 if let load, expert < load.count, load[expert] > 0 { blocks.unreached += 1 } else { blocks.idle += 1 }
             }
         }

@@ -24,14 +24,13 @@ package struct Optimizer {
         _ parameters: [Parameter], gradientNorm: Double, step: Int, learningRate: Double, on backend: any Backend
     ) {
         let scale = Float(clippingScale(forNorm: gradientNorm))
-        for parameter in parameters {
-            var settings = settings
-            if !parameter.isDecayed { settings.weightDecay = 0 }
-            backend.adamW(
-                parameter.value, parameter.gradient, parameter.firstMoment, parameter.secondMoment, settings,
-                step: step,
-                learningRate: Float(learningRate), gradientScale: scale)
+        let parameters = parameters.map {
+            AdamWParameter(
+                value: $0.value, gradient: $0.gradient, firstMoment: $0.firstMoment, secondMoment: $0.secondMoment,
+                weightDecay: $0.isDecayed ? settings.weightDecay : 0)
         }
+        backend.adamW(
+            parameters, settings, step: step, learningRate: Float(learningRate), gradientScale: scale)
     }
 }
 

@@ -15,11 +15,21 @@ extension Trainer {
             tiles: tiles(metrics),
             metrics: metrics, load: loadWindow, memory: parts.memory.overviewRows, trainable: trainable,
             data: parts.data,
-            facts: parts.facts + exports.map { .init("written", $0) }, samples: try parts.samples(), notes: notes,
+            facts: parts.facts + exports.map { .init("written", $0) }, samples: try samples(end), notes: notes,
             recipe: recipe.yaml)
         let path = FileSystem.join(recipe.outputDir, "report.html")
         try AtomicFile.write(ReportPage(content: content).html, to: path)
         return path
+    }
+
+    /// Before and after; nothing of a run that somebody wants to end now.
+    private func samples(_ end: TrainingEnd) throws(MartletError) -> [ReportSample] {
+        guard end != .stopped, !samplesBefore.isEmpty else { return [] }
+        return try parts.samples().compactMap { after in
+            samplesBefore.first { $0.prompt == after.prompt }.map {
+                ReportSample(prompt: after.prompt, before: $0.text, after: after.text)
+            }
+        }
     }
 
     private func subtitle(_ end: TrainingEnd) -> String {

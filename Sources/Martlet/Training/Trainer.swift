@@ -23,6 +23,8 @@ final class Trainer {
     private var lastLoss: Double?
     var loadWindow = LoadWindow()
     var notes: [String] = []
+    /// What the untrained model wrote.
+    var samplesBefore: [SampleText] = []
 
     var model: any TrainableModel { parts.model }
 
@@ -43,7 +45,8 @@ final class Trainer {
         store = CheckpointStore(folder: recipe.outputDir)
         let fingerprints = [parts.training.fingerprint, parts.validation?.fingerprint].compactMap { $0 }
         state = TrainerState(
-            recipe: recipe, totalSteps: totalSteps, dataFingerprint: fingerprints.joined(separator: " "))
+            recipe: recipe, totalSteps: totalSteps, dataFingerprint: fingerprints.joined(separator: " "),
+            templateDate: parts.templateDate)
     }
 
     /// Counted as transformers counts: a started step is a step.
@@ -96,7 +99,15 @@ final class Trainer {
         board = try TensorBoardLog(folder: recipe.outputDir, continuingAfter: state.step)
         send(.started(overview(resumedFrom: start.checkpoint)))
         for note in start.notes { self.note(note) }
+        try sampleBefore()
         send(.state(.training))
+    }
+
+    private func sampleBefore() throws(MartletError) {
+        let file = SampleFile(folder: recipe.outputDir)
+        guard state.step == 0 else { return samplesBefore = file.read() }
+        samplesBefore = try parts.samples()
+        if !samplesBefore.isEmpty { try file.write(samplesBefore) }
     }
 
     private func takeStep() throws(MartletError) {

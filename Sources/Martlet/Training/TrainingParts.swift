@@ -1,4 +1,5 @@
 package import MartletCore
+package import MartletData
 
 /// Everything a run is made of, put together before the first step.
 package struct TrainingParts {
@@ -12,10 +13,12 @@ package struct TrainingParts {
     package var data: [TrainingOverview.Row]
     /// What the model is, for the report.
     package var facts: [TrainingOverview.Row]
+    /// The time that the chat template wrote into the data; nil if it wrote none.
+    package var templateDate: TemplateDate?
     /// Writes the result into the output folder, returns what was written.
     package var export: (_ outputFolder: String) throws(MartletError) -> [String]
-    /// Texts generated before and after, for the report; asked for at the end.
-    package var samples: () throws(MartletError) -> [ReportSample] = { () throws(MartletError) in [] }
+    /// Has the model, as it is now, continue a few prompts for the report; asked for before step 1 and at the end.
+    package var samples: () throws(MartletError) -> [SampleText] = { () throws(MartletError) in [] }
 
     package init(
         model: any TrainableModel, training: any StepSource, validation: (any StepSource)? = nil, memory: MemoryPlan,

@@ -12,7 +12,7 @@ struct OpSizes {
         switch shapes {
         case .wide: (H, V, Q, G, D, E, K, F) = (512, 8192, 8, 4, 64, 32, 4, 256)
         case .fine: (H, V, Q, G, D, E, K, F) = (512, 8192, 8, 4, 64, 128, 8, 64)
-        case .qwen30b: (H, V, Q, G, D, E, K, F) = (2048, 32768, 32, 4, 128, 128, 8, 768)
+        case .qwen30b: (H, V, Q, G, D, E, K, F) = (2048, 151936, 32, 4, 128, 128, 8, 768)
         }
     }
 
@@ -63,14 +63,17 @@ struct TimedOps {
         return (try TimedOps.gemmPeak(backend), 3 * Double(large[0].byteCount) / add / 1e6)
     }
 
-    /// GFLOP/s of a matrix product of 1024 cubed alone.
-    static func gemmPeak(_ backend: any Backend) throws(MartletError) -> Double {
-        let arena = try backend.makeArena(byteCount: 3 << 22)
-        let square = (0..<3).map { _ in arena.carve([1024, 1024], for: .workspace) }
-        let gemm = median {
+    /// GFLOP/s of a matrix product of `side` cubed alone, on random numbers.
+    static func gemmPeak(_ backend: any Backend, side: Int = 1024) throws(MartletError) -> Double {
+        let arena = try backend.makeArena(byteCount: 3 * side * side * backend.computeDType.byteCount)
+        let square = (0..<3).map { _ in arena.carve([side, side], backend.computeDType, for: .workspace) }
+        for (seed, matrix) in square.enumerated() {
+            backend.fillNormal(matrix, standardDeviation: 1, seed: UInt64(seed))
+        }
+        let gemm = try medianFinished(backend) {
             backend.linear(square[0], Linear(weight_OI: square[1]), firstRow: 0, into: square[2], adds: false)
         }
-        return 2 * 1024 * 1024 * 1024 / gemm / 1e6
+        return 2 * Double(side * side * side) / gemm / 1e6
     }
 
     private func size(_ tensors: Tensor...) -> Double { tensors.reduce(0) { $0 + Double($1.byteCount) } }

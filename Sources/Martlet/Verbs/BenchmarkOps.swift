@@ -44,7 +44,10 @@ public struct OpBenchmark: Sendable {
         /// The same parameters in 128 experts of 64.
         case fine
         /// A layer of Qwen3-30B-A3B: hidden 2048, 128 experts of 768.
-        case qwen30b = "30b"
+        case qwen30b = "qwen3-30b-a3b"
+
+        /// Layers of the whole model.
+        public var layerCount: Int { self == .qwen30b ? 48 : 8 }
     }
 
     /// Titles of a row's columns.
@@ -120,6 +123,17 @@ extension String {
         let space = String(repeating: " ", count: max(0, width - count))
         return atEnd ? space + self : self + space
     }
+}
+
+/// Median milliseconds of a body and of waiting for what it asked for.
+func medianFinished(_ backend: any Backend, _ body: () -> Void) throws(MartletError) -> Double {
+    var failure: MartletError?
+    let time = median {
+        body()
+        do throws(MartletError) { try backend.finish() } catch { failure = failure ?? error }
+    }
+    if let failure { throw failure }
+    return time
 }
 
 /// Median milliseconds of a body: warmed up, at least five runs, at most about half a second.

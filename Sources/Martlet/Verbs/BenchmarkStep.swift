@@ -1,4 +1,4 @@
-internal import MartletCPU
+internal import MartletCUDA
 internal import MartletCore
 internal import MartletModel
 
@@ -24,8 +24,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var steps = 5
         /// Steps before those.
         public var warmup = 2
-        /// CPU threads; nil: all cores.
-        public var threads: Int?
+        /// Where to compute.
+        public var compute = Compute()
+        /// Take the device time of each op in one more step (CUDA).
+        public var profiles = false
         /// Bytes to plan for; nil: what is free.
         public var memoryLimit: Int?
         /// Rows a layer works on at a time; nil: planned.
@@ -45,7 +47,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var trainedCount: Int
     /// Seconds of each measured step.
     public var stepSeconds: [Double]
-    /// Loss of each measured step, in nats.
+    /// Loss of each step, those of the warmup first, in nats.
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
@@ -61,6 +63,22 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var growthByteCount: Int
     /// What the plan chose.
     public var choice: String
+    /// Seconds of the first step, and from the start of everything to its end.
+    public var firstStepSeconds = 0.0, startSeconds = 0.0
+    /// Kernels and library calls of a step on a GPU.
+    public var launchCount = 0
+    /// Device time of each op in one step on a GPU, if asked for.
+    public var profile: [OpTime] = []
+
+    /// One op's share of a step.
+    public struct OpTime: Sendable {
+        /// The op, as the `Backend` protocol names it.
+        public var name: String
+        /// How often a step calls it.
+        public var count: Int
+        /// Device milliseconds of all calls.
+        public var milliseconds: Double
+    }
 
     /// Median seconds of a step.
     public var medianSeconds: Double { stepSeconds.isEmpty ? 0 : stepSeconds.sorted()[stepSeconds.count / 2] }
@@ -75,15 +93,16 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
 
     /// Runs the steps.
     public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
-        let made = settings.model == nil ? try ScratchFolder("martlet-bench") : nil
-        if let made {
-            try RandomCheckpoint(
-                configuration: .benchmark(settings.preset, layers: settings.layers), seed: 0, standardDeviation: 0.04
-            ).write(to: made.path, replaces: true)
-        }
-        let checkpoint = try Checkpoint(folder: settings.model ?? made?.path ?? "")
-        let c = checkpoint.configuration, step = try settings.step(c)
-        let backend = CPUBackend(threads: settings.threads)
+        let started = Stopwatch()
+        let source: any WeightSource =
+            if let folder = settings.model {
+                try Checkpoint(folder: folder)
+            } else {
+                RandomWeights(.benchmark(settings.preset, layers: settings.layers), seed: 0)
+            }
+        let c = source.configuration, step = try settings.step(c)
+        let backend = try settings.compute.makeBackend()
+        let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
         let modelSettings = ModelSettings(.lora, adapter: lora)
         let planner = Planner(c, modelSettings, backend)
@@ -91,10 +110,11 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             stepTokens: step.tokenCount,
             maximumLength: settings.sequenceLength > 1 ? settings.sequenceLength : step.tokenCount,
             tileTokens: settings.tileTokens,
-            limit: settings.memoryLimit ?? ProcessMemory.availableByteCount * 9 / 10)
+            limit: settings.memoryLimit.map { max(0, $0 - memory.used) } ?? memory.plannable)
         // Before the model is made: measuring a plan again would take the backend's scratch memory away from it.
-        let planned = planner.byteCount(plan), before = ProcessMemory.residentByteCount
-        let model = try Model(checkpoint, modelSettings, plan, backend)
+        let planned = planner.byteCount(plan), before = DeviceMemory(of: backend).used
+        let model = try Model(source, modelSettings, plan, backend)
+        try backend.finish()
         var result = StepBenchmark(
             backend: backend.name,
             model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
@@ -108,14 +128,26 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         for index in 0..<(settings.warmup + settings.steps) {
             let watch = Stopwatch()
             let loss = try model.benchmarkStep(step, index)
-            if index == 0 { first = ProcessMemory.peakByteCount }
-            guard index >= settings.warmup else { continue }
-            result.stepSeconds.append(watch.seconds)
+            if index == 0 {
+                first = DeviceMemory.peak(of: backend)
+                (result.firstStepSeconds, result.startSeconds) = (watch.seconds, started.seconds)
+            }
+            if index >= settings.warmup { result.stepSeconds.append(watch.seconds) }
             result.losses.append(loss)
         }
-        result.peakByteCount = ProcessMemory.peakByteCount
+        result.peakByteCount = DeviceMemory.peak(of: backend)
         result.growthByteCount = result.peakByteCount - first
-        result.peakGigaflops = try TimedOps.gemmPeak(backend)
+        if let cuda = backend as? CUDABackend {
+            result.launchCount = try cuda.countLaunches { () throws(MartletError) in
+                _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
+            }
+            if settings.profiles {
+                result.profile = try cuda.profile { () throws(MartletError) in
+                    _ = try model.benchmarkStep(step, settings.warmup + settings.steps + 1)
+                }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
+            }
+        }
+        result.peakGigaflops = try TimedOps.gemmPeak(backend, side: backend is CUDABackend ? 8192 : 1024)
         return result
     }
 
@@ -129,7 +161,12 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "growth_after_first_step_bytes": .integer(growthByteCount), "tokens": .integer(tokenCount),
             "flops": .number(flops), "mfu": .number(utilization), "mfu_formula": .string(StepBenchmark.formula),
             "gemm_gflops": .number(peakGigaflops), "backend": .string(backend), "model": .string(model),
-            "plan": .string(choice),
+            "plan": .string(choice), "first_step_seconds": .number(firstStepSeconds),
+            "start_to_first_step_seconds": .number(startSeconds), "launches": .integer(launchCount),
+            "profile": .array(
+                profile.map {
+                    ["op": .string($0.name), "calls": .integer($0.count), "ms": .number($0.milliseconds)]
+                }),
         ]
         return object.text()
     }
@@ -141,12 +178,16 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             \(model) on \(backend)
             \(choice)
             step     \(fixed(medianSeconds * 1000, 1)) ms, \(tokenCount) tokens, \(fixed(tokensPerSecond, 0)) tokens/s
-            MFU      \(fixed(utilization * 100, 1))% of \(fixed(peakGigaflops, 1)) GFLOP/s (matrix product of 1024 cubed)
+            MFU      \(fixed(utilization * 100, 1))% of \(fixed(peakGigaflops, 1)) GFLOP/s (its own matrix product)
                      \(StepBenchmark.formula)
             memory   planned \(formatBytes(plannedByteCount)) + process \(formatBytes(processByteCount)) = \(formatBytes(sum)), \
             measured peak \(formatBytes(peakByteCount)), grown after the first step \(formatBytes(growthByteCount))
             trained  \(formatCount(trainedCount)) parameters; last loss \(fixed(losses.last ?? 0, 4))
-            """
+            start    first step after \(fixed(startSeconds, 1)) s; it took \(fixed(firstStepSeconds * 1000, 1)) ms
+            """ + (launchCount > 0 ? "\nlaunches \(launchCount) a step" : "")
+                + profile.map {
+                    "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"
+                }.joined()
     }
 }
 
@@ -190,14 +231,17 @@ extension StepBenchmark.Settings {
 }
 
 extension Model {
-    /// A whole step with the optimizer, clipping left out; returns the loss.
+    /// A whole step with the gradient norm and the optimizer; returns the loss.
     fileprivate func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> Double {
         let outcome = try trainStep(step, index: index)
-        for parameter in parameters {
-            backend.adamW(
-                parameter.value, parameter.gradient, parameter.firstMoment, parameter.secondMoment, AdamWSettings(),
-                step: index + 1, learningRate: 1e-4, gradientScale: 1)
-        }
+        _ = backend.sumsOfSquares(of: parameters.map(\.gradient))
+        backend.adamW(
+            parameters.map {
+                AdamWParameter(
+                    value: $0.value, gradient: $0.gradient, firstMoment: $0.firstMoment,
+                    secondMoment: $0.secondMoment, weightDecay: 0)
+            }, AdamWSettings(), step: index + 1, learningRate: 1e-4, gradientScale: 1)
+        try backend.finish()
         return outcome.loss
     }
 }

@@ -1,4 +1,5 @@
 internal import MartletCPU
+internal import MartletCUDA
 internal import MartletCore
 internal import MartletModel
 
@@ -25,8 +26,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public static func examine(folder: String = ".", progress: (Check) -> Void = { _ in }) -> Doctor {
         var doctor = Doctor(checks: [])
         for examination in [
-            machine, matrixProduct, { disk(folder) }, products, fullGradients, adapterGradients, repeatability,
-        ] {
+            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients, gpu,
+        ] + (hasGPU ? [gpuInBFloat16, gpuInFloat32, gpuGradients] : []) {
             let check = examination()
             doctor.checks.append(check)
             progress(check)
@@ -88,16 +89,70 @@ public struct Doctor: Sendable, CustomStringConvertible {
 
     // MARK: The arithmetic
 
-    /// The library's matrix product against our own, through a whole model.
+    /// The library's matrix product against our own.
     private static func products() -> Check {
-        examine("matrix product against our own") { () throws(MartletError) in
-            let patient = try Patient()
-            let library = try patient.loss(CPUBackend(), threads: nil),
-                own = try patient.loss(CPUBackend(usesBLAS: false), threads: nil)
-            let apart = (library - own).magnitude / own.magnitude
-            return (
-                apart < 1e-5, "the losses of a small mixture-of-experts model are \(shortest(apart)) apart, relatively"
-            )
+        parity("ops with the matrix product against our own", CPUBackend(), with: CPUBackend(usesBLAS: false))
+    }
+
+    private static func threads() -> Check {
+        parity(
+            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0)
+    }
+
+    /// Every op, forward and backward, on a backend and on one to hold it against. Without a `tolerance` that of the
+    /// backends' dtypes counts.
+    package static func parity(
+        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil
+    ) -> Check {
+        examine(name) { () throws(MartletError) in
+            let results = try Parity.compare(backend, with: reference, tolerance: tolerance)
+            let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
+            let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
+            guard wrong.isEmpty else {
+                return (
+                    false,
+                    "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
+                )
+            }
+            return (true, "\(all), \(shortest(most)) apart at most")
+        }
+    }
+
+    // MARK: The GPU
+
+    private static var hasGPU: Bool { (try? CUDABackend()) != nil }
+
+    /// What there is, and what a run with `device: auto` takes; no GPU is no fault.
+    private static func gpu() -> Check {
+        do throws(MartletError) {
+            return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
+        } catch {
+            return Check(
+                name: "GPU", isSound: true, detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
+                advice: error.remedy)
+        }
+    }
+
+    private static func gpuInBFloat16() -> Check {
+        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16)
+    }
+
+    private static func gpuInFloat32() -> Check {
+        gpuCheck("ops on the GPU in float32 against the CPU", .float32)
+    }
+
+    private static func gpuCheck(_ name: String, _ dtype: DType) -> Check {
+        do throws(MartletError) {
+            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend())
+        } catch {
+            return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
+        }
+    }
+
+    private static func gpuGradients() -> Check {
+        examine("gradients of adapters on the GPU, float32, against differences of the loss") { () throws(MartletError) in
+            try Patient(backend: try CUDABackend(computeDType: .float32)).gradientVerdict(
+                ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
         }
     }
 
@@ -112,15 +167,6 @@ public struct Doctor: Sendable, CustomStringConvertible {
     private static func adapterGradients() -> Check {
         examine("gradients of adapters") { () throws(MartletError) in
             try Patient().gradientVerdict(ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
-        }
-    }
-
-    private static func repeatability() -> Check {
-        examine("same bytes with one thread and with all") { () throws(MartletError) in
-            let patient = try Patient()
-            let one = try patient.loss(CPUBackend(threads: 1), threads: 1),
-                all = try patient.loss(CPUBackend(), threads: nil)
-            return (one == all, "losses \(one) and \(all)")
         }
     }
 

@@ -7,8 +7,10 @@ struct Patient {
     private let folder: ScratchFolder
     private let step: PackedStep
     private let plan: ExecutionPlan
+    private let backend: any Backend
 
-    init() throws(MartletError) {
+    init(backend: any Backend = CPUBackend()) throws(MartletError) {
+        self.backend = backend
         let configuration = ModelConfiguration(
             modelType: "qwen3_moe", hiddenSize: 24, layerCount: 3, vocabularyCount: 61, queryHeadCount: 4,
             keyValueHeadCount: 2, headSize: 10, denseInnerSize: 28, ropeTheta: 10000, maximumPositions: 64,
@@ -30,13 +32,9 @@ struct Patient {
         self.plan = plan
     }
 
-    func loss(_ backend: CPUBackend, threads: Int?) throws(MartletError) -> Double {
-        try Model(try Checkpoint(folder: folder.path), ModelSettings(.inference), plan, backend).evaluate(step).loss
-    }
-
     /// Compares the gradient of each group along a random direction with the central difference of the loss.
     func gradientVerdict(_ settings: ModelSettings) throws(MartletError) -> (isSound: Bool, detail: String) {
-        let model = try Model(try Checkpoint(folder: folder.path), settings, plan, CPUBackend())
+        let model = try Model(try Checkpoint(folder: folder.path), settings, plan, backend)
         var random = RandomStream(seed: 3)
         for parameter in model.parameters where parameter.role == .b {
             model.upload((0..<parameter.value.count).map { _ in random.normal() * 0.1 }, into: parameter.value)

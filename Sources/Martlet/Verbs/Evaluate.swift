@@ -28,8 +28,8 @@ public struct Evaluation: Sendable, Equatable, CustomStringConvertible {
         public var maxLength = 2048
         /// The tokens that count: `assistant`, `last_assistant` or `all`; nil: the assistant's, and all of raw text.
         public var loss: String?
-        /// CPU threads; nil: all cores.
-        public var threads: Int?
+        /// Where to compute.
+        public var compute = Compute()
 
         /// The defaults.
         public init() {}
@@ -50,7 +50,7 @@ public struct Evaluation: Sendable, Equatable, CustomStringConvertible {
         let use = Model.Use.loss(
             stepTokens: min(rows * settings.maxLength, data.report.tokenCount),
             length: max(data.report.longestExample, 2))
-        let model = try Model.forInference(checkpoint, adapter: adapter, use, threads: settings.threads)
+        let model = try Model.forInference(checkpoint, adapter: adapter, use, settings.compute)
         let steps = try StepLoader(
             examples: ExampleSet(all: data), settings: StepSettings(batchSize: rows, packs: true, shuffles: false))
         let watch = Stopwatch()

@@ -55,7 +55,7 @@ public final class TextGenerator {
     /// Reads a model folder, and an adapter to apply; `context` tokens fit, prompt and answer together (by
     /// default 2048, or as many as the model can take).
     public init(
-        model folder: String, adapter: String? = nil, context: Int? = nil, threads: Int? = nil
+        model folder: String, adapter: String? = nil, context: Int? = nil, compute: Compute = Compute()
     ) throws(MartletError) {
         let checkpoint = try Checkpoint(folder: folder)
         let limit = checkpoint.configuration.maximumPositions
@@ -69,7 +69,7 @@ public final class TextGenerator {
         let adapter = try adapter.map { (path) throws(MartletError) in
             try Adapter(folder: path, for: checkpoint.configuration)
         }
-        model = try Model.forInference(checkpoint, adapter: adapter, .generation(context: context), threads: threads)
+        model = try Model.forInference(checkpoint, adapter: adapter, .generation(context: context), compute)
     }
 
     /// Whether the model has a chat template.

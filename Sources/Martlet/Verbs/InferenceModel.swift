@@ -1,4 +1,3 @@
-internal import MartletCPU
 internal import MartletCore
 package import MartletModel
 
@@ -16,12 +15,12 @@ extension Model {
     /// Reads a checkpoint, and an adapter to apply to it, for use without training. The decoded weights stay in memory if
     /// they fit into `limit` bytes (nil: what is free).
     package static func forInference(
-        _ checkpoint: Checkpoint, adapter: Adapter? = nil, _ use: Use, threads: Int? = nil, limit: Int? = nil
+        _ checkpoint: Checkpoint, adapter: Adapter? = nil, _ use: Use, _ compute: Compute = Compute(), limit: Int? = nil
     ) throws(MartletError) -> Model {
-        let backend = CPUBackend(threads: threads)
+        let backend = try compute.makeBackend()
         let settings = ModelSettings(.inference, adapter: adapter.map(LoRASettings.init))
         let planner = Planner(checkpoint.configuration, settings, backend)
-        let plan = try inferencePlan(use, planner, limit: limit ?? ProcessMemory.availableByteCount)
+        let plan = try inferencePlan(use, planner, limit: limit ?? DeviceMemory(of: backend).plannable)
         let model = try Model(checkpoint, settings, plan, backend)
         if let adapter { try model.load(adapter) }
         return model

@@ -5,7 +5,7 @@ internal import MartletModel
 public enum LogitFile {
     /// Runs each list of token ids of a JSON file alone and writes the logits; returns what was done.
     public static func write(
-        model: String, adapter folder: String? = nil, tokensFile: String, to path: String, threads: Int? = nil
+        model: String, adapter folder: String? = nil, tokensFile: String, to path: String, compute: Compute = Compute()
     ) throws(MartletError) -> String {
         let checkpoint = try Checkpoint(folder: model), V = checkpoint.configuration.vocabularyCount
         let adapter = try folder.map { (path) throws(MartletError) in
@@ -20,7 +20,7 @@ public enum LogitFile {
             throw wrong(tokensFile)
         }
         let machine = try Model.forInference(
-            checkpoint, adapter: adapter, .logits(stepTokens: longest), threads: threads)
+            checkpoint, adapter: adapter, .logits(stepTokens: longest), compute)
         var tensors: [String: [Float]] = [:], descriptions: [TensorDescription] = []
         for (i, sequence) in sequences.enumerated() {
             let ids = sequence.compactMap { $0 }

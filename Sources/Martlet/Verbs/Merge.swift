@@ -17,7 +17,7 @@ public struct Merge: Sendable, CustomStringConvertible {
     /// Writes a checkpoint in the hub's layout, reads it again, and compares logits before it says that it is done. A
     /// checkpoint that does not pass is deleted. `dtype` nil keeps the base model's.
     public static func run(
-        model: String, adapter folder: String, into out: String, dtype: DType? = nil, threads: Int? = nil
+        model: String, adapter folder: String, into out: String, dtype: DType? = nil, compute: Compute = Compute()
     ) throws(MartletError) -> Merge {
         let base = try Checkpoint(folder: model)
         let adapter = try Adapter(folder: folder, for: base.configuration)
@@ -25,7 +25,7 @@ public struct Merge: Sendable, CustomStringConvertible {
         try merged.write(to: out)
         do throws(MartletError) {
             let verification = try merged.verify(out)
-            return try compare(base, adapter, out, dtype ?? base.storedDType, verification.tensorCount, threads)
+            return try compare(base, adapter, out, dtype ?? base.storedDType, verification.tensorCount, compute)
         } catch {
             try? FileSystem.remove(out)
             throw error
@@ -33,12 +33,12 @@ public struct Merge: Sendable, CustomStringConvertible {
     }
 
     private static func compare(
-        _ base: Checkpoint, _ adapter: Adapter, _ out: String, _ dtype: DType, _ tensorCount: Int, _ threads: Int?
+        _ base: Checkpoint, _ adapter: Adapter, _ out: String, _ dtype: DType, _ tensorCount: Int, _ compute: Compute
     ) throws(MartletError) -> Merge {
         let probe = base.configuration.probe
-        let wanted = try Model.logits(base, adapter: adapter, probe, threads: threads)
-        let without = try Model.logits(base, adapter: nil, probe, threads: threads)
-        let found = try Model.logits(try Checkpoint(folder: out), adapter: nil, probe, threads: threads)
+        let wanted = try Model.logits(base, adapter: adapter, probe, compute)
+        let without = try Model.logits(base, adapter: nil, probe, compute)
+        let found = try Model.logits(try Checkpoint(folder: out), adapter: nil, probe, compute)
         let merge = Merge(
             folder: out, tensorCount: tensorCount, difference: LogitDifference(found, from: wanted),
             effect: LogitDifference(wanted, from: without), tolerance: tolerance(of: dtype))
@@ -127,9 +127,9 @@ extension ModelConfiguration {
 extension Model {
     /// The logits of every row of a step.
     static func logits(
-        _ checkpoint: Checkpoint, adapter: Adapter?, _ step: PackedStep, threads: Int? = nil
+        _ checkpoint: Checkpoint, adapter: Adapter?, _ step: PackedStep, _ compute: Compute = Compute()
     ) throws(MartletError) -> [Float] {
-        try forInference(checkpoint, adapter: adapter, .logits(stepTokens: step.tokenCount), threads: threads).logits(
+        try forInference(checkpoint, adapter: adapter, .logits(stepTokens: step.tokenCount), compute).logits(
             step)
     }
 }

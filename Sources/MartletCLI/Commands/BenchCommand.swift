@@ -17,7 +17,7 @@ struct BenchCommand: ParsableCommand {
                   martlet bench ops --only experts --only attention
                 """)
 
-        @Option(help: "wide, fine (128 small experts) or 30b (a layer of Qwen3-30B-A3B).") var shapes = ShapesName.wide
+        @Option(help: "wide, fine (128 small experts) or qwen3-30b-a3b (a layer of it).") var shapes = ShapesName.wide
         @Option(help: "Tokens of the tile.") var tokens = 512
         @Option(help: "Measure only this op. May be repeated.") var only: [String] = []
         @Option(help: "CPU threads (default: all cores).") var threads: Int?
@@ -44,8 +44,9 @@ struct BenchCommand: ParsableCommand {
                 """)
 
         @Option(help: "Folder of a model.") var model: String?
-        @Option(help: "Without --model: a random model of this shape: wide, fine, 30b.") var preset = ShapesName.wide
-        @Option(help: "Layers of the random model.") var layers = 8
+        @Option(help: "Without --model: a random model of this shape: wide, fine, qwen3-30b-a3b.") var preset =
+            ShapesName.wide
+        @Option(help: "Layers of the random model (default: the preset's).") var layers: Int?
         @Option(help: "Tokens of a step.") var tokens = 1024
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
@@ -54,14 +55,18 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Steps before those.") var warmup = 2
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
         @Option(help: "Memory to plan for, in MiB (default: what is free).") var memoryLimit: Int?
-        @Option(help: "CPU threads (default: all cores).") var threads: Int?
+        @Flag(help: "Also take the device time of each op in one more step.") var profile = false
+        @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false
 
         func run() throws {
             var settings = StepBenchmark.Settings()
-            (settings.model, settings.preset, settings.layers) = (model, preset.shapes, layers)
+            (settings.model, settings.preset, settings.layers) = (
+                model, preset.shapes, layers ?? preset.shapes.layerCount
+            )
+            (settings.compute, settings.profiles) = (compute.value, profile)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
-            (settings.threads, settings.tileTokens) = (threads, tileTokens)
+            settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
             settings.sequenceLength = sequenceLength
             if let tokensFile { try settings.readTokens(tokensFile) }
@@ -70,7 +75,7 @@ struct BenchCommand: ParsableCommand {
         }
 
         func validate() throws {
-            if layers < 1 || layers > 512 { throw ValidationError("--layers must be 1 to 512") }
+            if let layers, layers < 1 || layers > 512 { throw ValidationError("--layers must be 1 to 512") }
             if let memoryLimit, memoryLimit < 1 || memoryLimit > 1 << 30 {
                 throw ValidationError("--memory-limit is out of range")
             }
@@ -79,7 +84,7 @@ struct BenchCommand: ParsableCommand {
 }
 
 enum ShapesName: String, ExpressibleByArgument, CaseIterable {
-    case wide, fine, qwen30b = "30b"
+    case wide, fine, qwen30b = "qwen3-30b-a3b"
     var shapes: OpBenchmark.Shapes { OpBenchmark.Shapes(rawValue: rawValue) ?? .wide }
 }
 
@@ -87,9 +92,10 @@ struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor", abstract: "Check whether this machine can train.",
         discussion: """
-            Tells processors, memory and matrix library, tries the disk, and examines the arithmetic on a tiny model: \
-            gradients against differences of the loss, the library against Martlet's own matrix product, one thread \
-            against all. Exit code 1 if something is broken.
+            Tells processors, memory and matrix library, tries the disk, and examines the arithmetic: every op, forward \
+            and backward and at awkward sizes, with the matrix library against Martlet's own product and with all \
+            threads against one; then the gradients of a tiny model against differences of its loss. Exit code 1 if \
+            something is broken.
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."

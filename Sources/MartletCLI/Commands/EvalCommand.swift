@@ -15,14 +15,14 @@ struct EvalCommand: ParsableCommand {
     @Option(help: "Folder of an adapter to apply.") var adapter: String?
     @Option(help: "The most tokens of an example; longer ones are cut.") var maxLength = 2048
     @Option(help: "Tokens that count: assistant, last_assistant, all.") var lossOn: String?
-    @Option(help: "CPU threads (default: all cores).") var threads: Int?
+    @OptionGroup var compute: ComputeOptions
     @Flag(help: "Print one JSON object.") var json = false
 
     func run() throws {
         var settings = Evaluation.Settings()
         settings.maxLength = maxLength
         settings.loss = lossOn
-        settings.threads = threads
+        settings.compute = compute.value
         let result = try Evaluation.run(model: model, dataset: dataset, adapter: adapter, settings: settings) { share in
             Terminal.status("\(Int(share * 100))%")
         }

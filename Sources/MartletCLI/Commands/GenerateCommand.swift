@@ -28,7 +28,7 @@ struct GenerateCommand: ParsableCommand {
     @Option(help: "Seed of the draws.") var seed = 0
     @Option(help: "Tokens of prompt and answer together that fit (default: 2048, or what the model can take).")
     var context: Int?
-    @Option(help: "CPU threads (default: all cores).") var threads: Int?
+    @OptionGroup var compute: ComputeOptions
     @Flag(help: "Tell the speed on standard error.") var verbose = false
     @Flag(help: "Print one JSON object instead of the text as it comes.") var json = false
 
@@ -43,7 +43,7 @@ struct GenerateCommand: ParsableCommand {
     }
 
     func run() throws {
-        let generator = try TextGenerator(model: model, adapter: adapter, context: context, threads: threads)
+        let generator = try TextGenerator(model: model, adapter: adapter, context: context, compute: compute.value)
         Interrupts.watch()
         let usesTemplate = prompt == nil && !raw && (chat != nil || system != nil || generator.hasChatTemplate)
         if let text = prompt ?? chat { return try answer(text, usesTemplate, generator) }

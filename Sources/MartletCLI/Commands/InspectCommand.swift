@@ -80,10 +80,11 @@ struct LogitsCommand: ParsableCommand {
     @Option(help: "Folder of an adapter to apply.") var adapter: String?
     @Option(help: "JSON file of token ids.") var tokensFile: String
     @Option(help: "safetensors file to write.") var out: String
-    @Option(help: "CPU threads (default: all cores).") var threads: Int?
+    @OptionGroup var compute: ComputeOptions
 
     func run() throws {
         Terminal.say(
-            try LogitFile.write(model: model, adapter: adapter, tokensFile: tokensFile, to: out, threads: threads))
+            try LogitFile.write(model: model, adapter: adapter, tokensFile: tokensFile, to: out, compute: compute.value)
+        )
     }
 }

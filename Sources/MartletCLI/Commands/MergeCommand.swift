@@ -15,11 +15,12 @@ struct MergeCommand: ParsableCommand {
     @Argument(help: "Folder of the adapter.") var adapter: String
     @Argument(help: "Folder to write.") var out: String
     @Option(help: "bf16, f16 or f32 (default: the base model's).") var dtype: DTypeName?
-    @Option(help: "CPU threads (default: all cores).") var threads: Int?
+    @OptionGroup var compute: ComputeOptions
     @Flag(help: "Print one JSON object.") var json = false
 
     func run() throws {
-        let merge = try Merge.run(model: model, adapter: adapter, into: out, dtype: dtype?.dtype, threads: threads)
+        let merge = try Merge.run(
+            model: model, adapter: adapter, into: out, dtype: dtype?.dtype, compute: compute.value)
         Terminal.say(json ? merge.json : merge.description)
     }
 }

@@ -13,10 +13,11 @@ extension CPUBackend {
     }
 
     package func set(_ y_N: Tensor, to x_N: Tensor) {
-        precondition(x_N.count == y_N.count)
+        precondition(x_N.count == y_N.count && x_N.dtype == y_N.dtype)
         guard x_N.count > 0 else { return }
-        let x = x_N.floats, y = y_N.floats
-        workers.run(over: x_N.count, by: elementsPerTask) { range, _ in
+        let x: UnsafeMutablePointer<UInt8> = pointer(at: x_N.address)
+        let y: UnsafeMutablePointer<UInt8> = pointer(at: y_N.address)
+        workers.run(over: x_N.byteCount, by: 4 * elementsPerTask) { range, _ in
             (y + range.lowerBound).update(from: x + range.lowerBound, count: range.count)
         }
     }
@@ -30,7 +31,31 @@ extension CPUBackend {
         }
     }
 
-    package func sumOfSquares(_ x_N: Tensor) -> Double {
+    package func fillUniform(_ x_N: Tensor, bound: Float, seed: UInt64) {
+        fill(x_N) { i in
+            var stream = RandomStream(seed: seed, counter: i)
+            return (2 * stream.uniform() - 1) * bound
+        }
+    }
+
+    package func fillNormal(_ x_N: Tensor, standardDeviation: Float, seed: UInt64) {
+        fill(x_N) { i in
+            var stream = RandomStream(seed: seed, counter: 2 * i)
+            return stream.normal() * standardDeviation
+        }
+    }
+
+    private func fill(_ x_N: Tensor, _ value: (UInt64) -> Float) {
+        guard x_N.count > 0 else { return }
+        let x = x_N.floats
+        workers.run(over: x_N.count, by: elementsPerTask) { range, _ in
+            for i in range { x[i] = value(UInt64(i)) }
+        }
+    }
+
+    package func sumsOfSquares(of tensors: [Tensor]) -> [Double] { tensors.map(squares) }
+
+    private func squares(_ x_N: Tensor) -> Double {
         reduce(x_N) { x, count in
             var sum = SIMD8<Double>.zero, rest = 0.0
             forEachLanes(count) {

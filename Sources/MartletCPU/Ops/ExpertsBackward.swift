@@ -34,7 +34,7 @@ extension CPUBackend {
 /// One backward call, as its tasks see it. A wave's first half works on segments: from dy to the gradients of the
 /// pre-activations. Its second half works on columns, each task walking all segments in order, so that sums over rows
 /// have one owner and one order.
-private struct ExpertsBackward {
+private struct ExpertsBackward: ExpertsPass {
     let product: MatrixProduct
     let size: ExpertsSize
     let experts: Experts
@@ -70,7 +70,7 @@ private struct ExpertsBackward {
             if adapter.db != nil {
                 let copied = scratch.extra[worker]
                 copied.update(from: scratch.act + segment.local * f, count: n * f)
-                projectDown(segment, adapter, copied, width: f, into: scratch.p2 + segment.local * size.a)
+                dropAndProject(segment, adapter, copied, width: f, into: scratch.p2 + segment.local * size.a)
             }
         }
         guard let adapter = experts.gateUpAdapter else { return }
@@ -80,7 +80,7 @@ private struct ExpertsBackward {
             into: scratch.q1 + segment.local * size.a, adapter.rank, alpha: adapter.scale)
         if adapter.db != nil {
             gather(x, order, n, 0..<h, into: wide)
-            projectDown(segment, adapter, wide, width: h, into: scratch.p1 + segment.local * size.a)
+            dropAndProject(segment, adapter, wide, width: h, into: scratch.p1 + segment.local * size.a)
         }
     }
 
@@ -113,13 +113,6 @@ private struct ExpertsBackward {
             copy(f, d, into: d, scale: weight[flat])
             gatedUnitBackward(f, gate, gate + f, d, into: dgate, dgate + f)
         }
-    }
-
-    /// p = dropout(input) A^T; the input is dropped in place.
-    private func projectDown(_ segment: ExpertSegment, _ adapter: LoRA, _ input: Floats, width: Int, into p: Floats) {
-        if let mask = DropoutMask(adapter.dropout) { drop(mask, segment, input, 0..<width, width: width) }
-        let a = Operand(adapter.a.floats + segment.expert * adapter.rank * width, width).transposed
-        product(segment.count, adapter.rank, width, Operand(input, width), a, into: p, adapter.rank)
     }
 
     // MARK: Second half
@@ -202,26 +195,5 @@ private struct ExpertsBackward {
         }
         let q = Operand(scratch.q2 + segment.local * size.a, rank).transposed
         product(rank, columns.count, n, q, act, into: da + e * rank * f + first, f, adds: true)
-    }
-
-    // MARK: Rows
-
-    /// Columns of the tokens' rows, one for each routed row.
-    private func gather(_ source: Floats, _ order: Ints, _ n: Int, _ columns: Range<Int>, into rows: Floats) {
-        for i in 0..<n {
-            let row = source + Int(order[i]) / size.k * size.h + columns.lowerBound
-            (rows + i * columns.count).update(from: row, count: columns.count)
-        }
-    }
-
-    /// Applies the mask to `columns` of a `width`-wide input of the segment's rows.
-    private func drop(
-        _ mask: DropoutMask, _ segment: ExpertSegment, _ rows: Floats, _ columns: Range<Int>, width: Int
-    ) {
-        for i in 0..<segment.count {
-            mask.apply(
-                rows + i * columns.count, columns.count, row: firstFlat + Int(order[segment.start + i]),
-                column: columns.lowerBound, width: width)
-        }
     }
 }

@@ -3,22 +3,30 @@ package import MartletCore
 extension CPUBackend {
     /// As torch.optim.AdamW: p -= lr wd p; m, v; p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + epsilon).
     package func adamW(
-        _ parameter_N: Tensor, _ gradient_N: Tensor, _ firstMoment_N: Tensor, _ secondMoment_N: Tensor,
-        _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
+        _ parameters: [AdamWParameter], _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
     ) {
-        precondition(step >= 1 && parameter_N.count == gradient_N.count)
-        precondition(parameter_N.count == firstMoment_N.count && parameter_N.count == secondMoment_N.count)
-        guard parameter_N.count > 0 else { return }
+        for parameter in parameters {
+            adamW(parameter, settings, step: step, learningRate: learningRate, gradientScale: gradientScale)
+        }
+    }
+
+    private func adamW(
+        _ tensors: AdamWParameter, _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
+    ) {
+        let count = tensors.value.count
+        precondition(step >= 1 && count == tensors.gradient.count)
+        precondition(count == tensors.firstMoment.count && count == tensors.secondMoment.count)
+        guard count > 0 else { return }
         let correction1 = 1 - Double(settings.beta1).raised(to: Double(step))
         let correction2 = 1 - Double(settings.beta2).raised(to: Double(step))
         let update = AdamWUpdate(
-            decay: Float(1 - Double(learningRate) * Double(settings.weightDecay)),
+            decay: Float(1 - Double(learningRate) * Double(tensors.weightDecay)),
             beta1: settings.beta1, beta2: settings.beta2,
             size: Float(Double(learningRate) / correction1), root: Float(1 / correction2.squareRoot()),
             epsilon: settings.epsilon, gradientScale: gradientScale)
-        let parameter = parameter_N.floats, gradient = gradient_N.floats
-        let first = firstMoment_N.floats, second = secondMoment_N.floats
-        workers.run(over: parameter_N.count, by: elementsPerTask) { range, _ in
+        let parameter = tensors.value.floats, gradient = tensors.gradient.floats
+        let first = tensors.firstMoment.floats, second = tensors.secondMoment.floats
+        workers.run(over: count, by: elementsPerTask) { range, _ in
             let i = range.lowerBound
             update.apply(range.count, parameter + i, gradient + i, first + i, second + i)
         }

@@ -113,6 +113,7 @@ final class BLAS {
             output: c.dtype, alignment: [a.tensor, b.tensor, c].map { min(256, 1 << $0.address.trailingZeroBitCount) })
         guard let plan = plans[key] ?? makePlan(key) else { return }
         plans[key] = plan
+        device.launchCount += 1
         var alpha = alpha, beta: Float = adds ? 1 : 0
         // Row-major A B is column-major B^T A^T: the operands change places.
         let result = withUnsafePointer(to: plan.algorithm) { algorithm in

@@ -15,8 +15,8 @@ final class Device {
     let driverVersion: Int
     let stream: Driver.Pointer
     private(set) var failure: MartletError?
-    /// Kernels launched so far, library calls not counted.
-    private(set) var launchCount = 0
+    /// Kernels launched and library calls made so far.
+    var launchCount = 0
     var profile: Profile?
 
     private let cache: KernelCache

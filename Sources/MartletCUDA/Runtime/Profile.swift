@@ -1,3 +1,5 @@
+package import MartletCore
+
 /// Device time by op, gathered with events around each.
 struct Profile {
     struct Entry {
@@ -26,5 +28,24 @@ extension Device {
         }
         profile = nil
         return entries
+    }
+}
+
+extension CUDABackend {
+    /// Kernels and library calls that `body` queues.
+    package func countLaunches(_ body: () throws(MartletError) -> Void) throws(MartletError) -> Int {
+        let before = device.launchCount
+        try body()
+        return device.launchCount - before
+    }
+
+    /// Device time of every op that `body` calls, the largest first.
+    package func profile(
+        _ body: () throws(MartletError) -> Void
+    ) throws(MartletError) -> [(name: String, count: Int, milliseconds: Double)] {
+        device.profile = Profile()
+        try body()
+        let entries = device.endProfile()
+        return entries.map { ($0.key, $0.value.count, $0.value.milliseconds) }.sorted { $0.2 > $1.2 }
     }
 }

@@ -12,6 +12,10 @@ package protocol Backend: AnyObject {
     /// Shown to people: "cpu (OpenBLAS 0.3.21, 2 threads)".
     var name: String { get }
     var computeDType: DType { get }
+    /// Rows of a tile from which on more rows are not faster.
+    var preferredTileTokens: Int { get }
+    /// Whether reading a weight again costs far more than computing with it: memory then goes to weights first.
+    var fetchesWeightsSlowly: Bool { get }
 
     // MARK: Memory
 
@@ -21,11 +25,19 @@ package protocol Backend: AnyObject {
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
     /// Copies `source` (elements of `dtype`, on the host) into `destination`, converting to its dtype.
     func upload(_ source: UnsafeRawBufferPointer, as dtype: DType, into destination: Tensor)
-    /// Copies `source` to the host, in its own dtype.
+    /// Copies `source` to the host, in its own dtype, once everything before is done.
     func download(_ source: Tensor, into destination: UnsafeMutableRawBufferPointer)
     func zero(_ x_N: Tensor)
+    /// The same for many tensors at once.
+    func zero(_ tensors: [Tensor])
+    /// Numbers in -bound ..< bound: element i is (2 u - 1) bound, where u is uniform number i of `RandomStream(seed:)`.
+    func fillUniform(_ x_N: Tensor, bound: Float, seed: UInt64)
+    /// Normally distributed numbers that depend on the seed and the element only; for benchmarks.
+    func fillNormal(_ x_N: Tensor, standardDeviation: Float, seed: UInt64)
     /// y = x
     func set(_ y_N: Tensor, to x_N: Tensor)
+    /// Each y = x, rounded to y's dtype; x is float32.
+    func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)])
     /// y += x
     func add(_ x_N: Tensor, adding y_N: Tensor)
 
@@ -100,12 +112,32 @@ package protocol Backend: AnyObject {
         _ x_TH: Tensor, _ head_VH: Tensor, _ targets_T: Tensor, gradientScale: Float?,
         into loss_T: Tensor, _ dx_TH: Tensor?, accumulating dhead_VH: Tensor?)
 
-    /// The sum of squares of all elements, in double, in a fixed order.
-    func sumOfSquares(_ x_N: Tensor) -> Double
+    /// The sum of squares of all elements of each tensor, in double, in a fixed order.
+    func sumsOfSquares(of tensors: [Tensor]) -> [Double]
     /// Whether every element is finite.
     func isFinite(_ x_N: Tensor) -> Bool
     /// AdamW (Loshchilov & Hutter 2019) with bias correction; gradients are multiplied by `gradientScale` (clipping).
     func adamW(
-        _ parameter_N: Tensor, _ gradient_N: Tensor, _ firstMoment_N: Tensor, _ secondMoment_N: Tensor,
-        _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float)
+        _ parameters: [AdamWParameter], _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float)
+
+    /// Waits until everything asked for is done, and throws what went wrong on the way.
+    func finish() throws(MartletError)
+}
+
+extension Backend {
+    package func zero(_ tensors: [Tensor]) {
+        for tensor in tensors { zero(tensor) }
+    }
+
+    package func sumOfSquares(_ x_N: Tensor) -> Double { sumsOfSquares(of: [x_N])[0] }
+
+    package func adamW(
+        _ value_N: Tensor, _ gradient_N: Tensor, _ firstMoment_N: Tensor, _ secondMoment_N: Tensor,
+        _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
+    ) {
+        let parameter = AdamWParameter(
+            value: value_N, gradient: gradient_N, firstMoment: firstMoment_N, secondMoment: secondMoment_N,
+            weightDecay: settings.weightDecay)
+        adamW([parameter], settings, step: step, learningRate: learningRate, gradientScale: gradientScale)
+    }
 }

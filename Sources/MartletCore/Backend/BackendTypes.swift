@@ -108,7 +108,7 @@ package struct RoPE: Sendable {
 /// One sequence's part of a tile. Query row `queryStart + i` sees key rows
 /// `keyStart ..< keyStart + keyCount - queryCount + i + 1`: causal, aligned at the end. The spans of a call share no
 /// query and no key.
-package struct AttentionSpan: Sendable, Equatable {
+package struct AttentionSpan: Sendable, Hashable {
     package var queryStart: Int
     package var queryCount: Int
     package var keyStart: Int
@@ -187,10 +187,32 @@ package struct AdamWSettings: Sendable, Equatable, Codable {
     }
 }
 
+/// One tensor that the optimizer updates, with its state; all float32.
+package struct AdamWParameter: Sendable {
+    package var value: Tensor
+    package var gradient: Tensor
+    package var firstMoment: Tensor
+    package var secondMoment: Tensor
+    /// In place of the settings' own.
+    package var weightDecay: Float
+
+    package init(value: Tensor, gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, weightDecay: Float) {
+        self.value = value
+        self.gradient = gradient
+        self.firstMoment = firstMoment
+        self.secondMoment = secondMoment
+        self.weightDecay = weightDecay
+    }
+}
+
 /// The largest shapes that ops will see, from which a backend sizes its scratch memory. 0 where there is none.
 package struct ScratchShapes: Sendable, Equatable {
     /// Rows of a tile.
     package var tokens = 0
+    /// Rows of the key/value buffer; 0 is as many as a tile has.
+    package var keyRows = 0
+    /// Rows of the longest sequence; 0 is as many as the key/value buffer has.
+    package var sequence = 0
     package var hidden = 0
     package var vocabulary = 0
     package var queryHeads = 0
@@ -204,6 +226,12 @@ package struct ScratchShapes: Sendable, Equatable {
     package var rank = 0
     /// Whether a backward pass will run.
     package var trains = true
+    /// Whether there is memory to spare for temporaries that only save time.
+    package var isRoomy = false
+    /// Whether adapters have dropout.
+    package var dropsOut = false
+    /// Whether the weights themselves are trained.
+    package var trainsWeights = false
 
     package init() {}
 }

@@ -35,7 +35,7 @@ extension JSON {
         case .integer(let value): out += String(value)
         case .number(let value):
             out += value.isNaN ? "NaN" : value.isInfinite ? (value < 0 ? "-Infinity" : "Infinity") : "\(value)"
-        case .string(let value): JSON.quote(value, style, to: &out)
+        case .string(let value): JSON.quote(value, escapesNonASCII: style.escapesNonASCII, to: &out)
         case .array(let items):
             JSON.list("[", "]", items, to: &out, style, level) { item, out in
                 item.write(to: &out, style, level: level + 1)
@@ -43,7 +43,7 @@ extension JSON {
         case .object(let object):
             let members = style.sortsKeys ? object.sorted { $0.key < $1.key } : Array(object)
             JSON.list("{", "}", members, to: &out, style, level) { member, out in
-                JSON.quote(member.key, style, to: &out)
+                JSON.quote(member.key, escapesNonASCII: style.escapesNonASCII, to: &out)
                 out += style.keySeparator
                 member.value.write(to: &out, style, level: level + 1)
             }
@@ -64,8 +64,17 @@ extension JSON {
         out += close
     }
 
-    private static func quote(_ text: String, _ style: Style, to out: inout String) {
+    /// `text` in quotes, as Python's `json.dumps` writes it.
+    package static func quote(_ text: String, escapesNonASCII: Bool, to out: inout String) {
+        let isPlain = text.utf8.allSatisfy {
+            $0 >= 0x20 && $0 != 0x22 && $0 != 0x5C && (!escapesNonASCII || $0 < 0x7F)
+        }
         out += "\""
+        if isPlain { out += text } else { escape(text, escapesNonASCII, to: &out) }
+        out += "\""
+    }
+
+    private static func escape(_ text: String, _ escapesNonASCII: Bool, to out: inout String) {
         for scalar in text.unicodeScalars {
             switch scalar {
             case "\"": out += "\\\""
@@ -75,7 +84,7 @@ extension JSON {
             case "\t": out += "\\t"
             case "\u{08}": out += "\\b"
             case "\u{0C}": out += "\\f"
-            case _ where scalar.value < 0x20 || (style.escapesNonASCII && scalar.value > 0x7E):
+            case _ where scalar.value < 0x20 || (escapesNonASCII && scalar.value > 0x7E):
                 for unit in String(scalar).utf16 {
                     let hex = String(unit, radix: 16)
                     out += "\\u" + String(repeating: "0", count: 4 - hex.count) + hex
@@ -83,6 +92,5 @@ extension JSON {
             default: out.unicodeScalars.append(scalar)
             }
         }
-        out += "\""
     }
 }

@@ -10,6 +10,8 @@ package struct OpCase: Sendable {
     package var scalars: [String: Float]
     package var inputs: [String: [Float]]
     package var ids: [String: [Int32]]
+    /// Results that are ids: near is not good enough for them.
+    package var idResults: Set<String> = []
     private let body: @Sendable (OpCase, OpBench) -> [String: [Float]]
 
     package init(
@@ -37,23 +39,36 @@ package struct OpCase: Sendable {
     package func run(on backend: any Backend) throws(MartletError) -> (results: [String: [Float]], isContained: Bool) {
         var shapes = ScratchShapes()
         (shapes.tokens, shapes.hidden, shapes.vocabulary) = (self["T"], self["H"], self["V"])
+        shapes.keyRows = self["U"]
         (shapes.queryHeads, shapes.keyValueHeads, shapes.headSize) = (self["Q"], self["G"], self["D"])
         (shapes.experts, shapes.expertsPerToken, shapes.expertInner) = (self["E"], self["K"], self["F"])
         (shapes.widest, shapes.rank) = (max(self["I"], self["O"]), self["A"])
+        shapes.dropsOut = scalars["dropout", default: 0] > 0
+        shapes.trainsWeights = inputs["dgateUp.start"] != nil
         let inputBytes = inputs.values.reduce(0) { $0 + roundUp(4 * $1.count, to: 256) + 1024 }
         let bench = try OpBench(backend, shapes: shapes, byteCount: 4 * inputBytes + 1 << 20)
         let results = body(self, bench)
+        try backend.finish()
         return (results, bench.sentinelsAreIntact)
+    }
+
+    /// The same case with inputs that bfloat16 holds exactly, so that backends of either dtype start from the same
+    /// numbers.
+    package var inBFloat16: OpCase {
+        var copy = self
+        copy.inputs = inputs.mapValues { $0.map { Float(bfloat16Bits: $0.bfloat16Bits) } }
+        return copy
     }
 
     // MARK: For bodies
 
-    package func tensor(_ input: String, _ shape: Shape, in bench: OpBench) -> Tensor {
-        bench.tensor(values(input), shape)
+    /// In the backend's compute dtype if none is given.
+    package func tensor(_ input: String, _ shape: Shape, _ dtype: DType? = nil, in bench: OpBench) -> Tensor {
+        bench.tensor(values(input), shape, dtype)
     }
 
     /// The tensor, or nil where the case has no such input.
-    package func optional(_ input: String, _ shape: Shape, in bench: OpBench) -> Tensor? {
-        inputs[input].map { bench.tensor($0, shape) }
+    package func optional(_ input: String, _ shape: Shape, _ dtype: DType? = nil, in bench: OpBench) -> Tensor? {
+        inputs[input].map { bench.tensor($0, shape, dtype) }
     }
 }

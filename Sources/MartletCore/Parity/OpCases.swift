@@ -6,7 +6,7 @@ extension OpCase {
             inputs: ["table": v * h, "dx": t * h, "dtable.start": v * h], ids: ["tokens": tokens]
         ) { c, bench in
             let tokens = bench.ids(c.ids["tokens", default: []], [t]), x = bench.output([t, h])
-            let dtable = c.tensor("dtable.start", [v, h], in: bench)
+            let dtable = c.tensor("dtable.start", [v, h], .float32, in: bench)
             bench.backend.embedding(tokens, c.tensor("table", [v, h], in: bench), into: x)
             bench.backend.embeddingBackward(tokens, c.tensor("dx", [t, h], in: bench), accumulating: dtable)
             return ["x": bench.values(x), "dtable": bench.values(dtable)]
@@ -20,7 +20,8 @@ extension OpCase {
         ) { c, bench in
             let x = c.tensor("x", [t, h], in: bench), weight = c.tensor("weight", [h], in: bench)
             let y = bench.output([t, h])
-            let dx = c.tensor("dx.start", [t, h], in: bench), dweight = c.tensor("dweight.start", [h], in: bench)
+            let dx = c.tensor("dx.start", [t, h], in: bench)
+            let dweight = c.tensor("dweight.start", [h], .float32, in: bench)
             let epsilon = c.scalars["epsilon", default: 0]
             bench.backend.rmsNorm(x, weight, epsilon: epsilon, into: y)
             bench.backend.rmsNormBackward(
@@ -49,8 +50,8 @@ extension OpCase {
             let adapter = c.adapter("", [rank, i], [o, rank], in: bench)
             let layer = Linear(
                 weight_OI: c.tensor("weight", [o, i], in: bench), bias_O: c.optional("bias", [o], in: bench),
-                adapter: adapter, dweight_OI: c.optional("dweight.start", [o, i], in: bench),
-                dbias_O: c.optional("dbias.start", [o], in: bench))
+                adapter: adapter, dweight_OI: c.optional("dweight.start", [o, i], .float32, in: bench),
+                dbias_O: c.optional("dbias.start", [o], .float32, in: bench))
             let y = c.optional("y.start", [t, o], in: bench) ?? bench.output([t, o])
             let dx = c.optional("dx.start", [t, i], in: bench) ?? bench.output([t, i])
             bench.backend.linear(x, layer, firstRow: firstRow, into: y, adds: adds)
@@ -73,7 +74,7 @@ extension OpCase {
             let norm = c.optional("weight", [d], in: bench).map {
                 HeadNorm(
                     weight_D: $0, epsilon: c.scalars["epsilon", default: 0],
-                    dweight_D: c.optional("dweight.start", [d], in: bench))
+                    dweight_D: c.optional("dweight.start", [d], .float32, in: bench))
             }
             let rope = RoPE(
                 cosine_PJ: bench.tensor(c.values("cosine"), [t + 3, half], .float32),
@@ -132,8 +133,8 @@ extension OpCase {
             ids: ["targets": (0..<t).map { $0 % 3 == 1 ? -1 : Int32(($0 * 11) % v) }]
         ) { c, bench in
             let x = c.tensor("x", [t, h], in: bench), head = c.tensor("head", [v, h], in: bench)
-            let targets = bench.ids(c.ids["targets", default: []], [t]),
-                dhead = c.tensor("dhead.start", [v, h], in: bench)
+            let targets = bench.ids(c.ids["targets", default: []], [t])
+            let dhead = c.tensor("dhead.start", [v, h], .float32, in: bench)
             let loss = bench.output([t], .float32), lossOnly = bench.output([t], .float32), dx = bench.output([t, h])
             bench.backend.crossEntropy(x, head, targets, gradientScale: nil, into: lossOnly, nil, accumulating: nil)
             bench.backend.crossEntropy(
@@ -158,13 +159,40 @@ extension OpCase {
         }
     }
 
+    /// What copies, adds and sums up whole tensors, and the conversions of an upload.
+    package static func elementwise(seed: UInt64, n: Int) -> OpCase {
+        OpCase(
+            "elementwise N\(n)", seed: seed, sizes: ["N": n], inputs: ["x": n, "y.start": n, "gradient": n]
+        ) { c, bench in
+            let backend = bench.backend, x = c.tensor("x", [n], in: bench), y = c.tensor("y.start", [n], in: bench)
+            let gradient = c.tensor("gradient", [n], .float32, in: bench), zeroed = c.tensor("x", [n], in: bench)
+            let copy = bench.output([n]), isFinite = [x, gradient, copy].map { backend.isFinite($0) }
+            backend.set(copy, to: x)
+            backend.add(x, adding: y)
+            backend.zero(zeroed)
+            var results = bench.values(["copy": copy, "y": y, "zero": zeroed])
+            for dtype in [DType.float16, .bfloat16] {
+                var bytes = [UInt8](repeating: 0, count: n * dtype.byteCount)
+                c.values("x").withUnsafeBufferPointer { from in
+                    bytes.withUnsafeMutableBytes { convertFromFloat(from, as: dtype, into: $0) }
+                }
+                bytes.withUnsafeBytes { backend.upload($0, as: dtype, into: x) }
+                results["from \(dtype.rawValue)"] = bench.values(x)
+            }
+            results["sumOfSquares"] = backend.sumsOfSquares(of: [gradient, gradient]).map { Float($0) }
+            results["isFinite"] = isFinite.map { $0 ? 1 : 0 }
+            return results
+        }
+    }
+
     /// The adapter of inputs `a` and `b` behind a prefix, nil where the case has none.
     func adapter(_ prefix: String, _ a: Shape, _ b: Shape, in bench: OpBench) -> LoRA? {
         guard inputs[prefix + "a"] != nil else { return nil }
         let dropout = scalars["dropout", default: 0]
         return LoRA(
-            a: tensor(prefix + "a", a, in: bench), b: tensor(prefix + "b", b, in: bench),
-            da: optional("d\(prefix)a.start", a, in: bench), db: optional("d\(prefix)b.start", b, in: bench),
+            a: tensor(prefix + "a", a, .float32, in: bench), b: tensor(prefix + "b", b, .float32, in: bench),
+            da: optional("d\(prefix)a.start", a, .float32, in: bench),
+            db: optional("d\(prefix)b.start", b, .float32, in: bench),
             scale: scalars["scale", default: 1],
             dropout: dropout > 0 ? Dropout(probability: dropout, key: 0x1234_5678_9ABC_DEF0) : nil)
     }

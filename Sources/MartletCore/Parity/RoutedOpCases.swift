@@ -4,7 +4,7 @@ extension OpCase {
     ) -> OpCase {
         var inputs = ["logits": t * e, "dweight": t * k]
         if hasAuxiliary { inputs["dprobability"] = e }
-        return OpCase(
+        var result = OpCase(
             "route T\(t) E\(e) K\(k) normalizes \(normalizes) auxiliary \(hasAuxiliary)", seed: seed,
             sizes: ["T": t, "E": e, "K": k, "normalizes": normalizes ? 1 : 0],
             scalars: ["zScale": hasAuxiliary ? 0.3 : 0], inputs: inputs
@@ -12,7 +12,7 @@ extension OpCase {
             let options = RouterOptions(expertsPerToken: k, normalizesTopK: normalizes)
             let routing = Routing(
                 probability_TE: bench.output([t, e], .float32), logSumExp_T: bench.output([t], .float32),
-                expert_TK: bench.output([t, k], .int32), weight_TK: bench.output([t, k]),
+                expert_TK: bench.output([t, k], .int32), weight_TK: bench.output([t, k], .float32),
                 order_R: bench.output([t * k], .int32), offset_E1: bench.output([e + 1], .int32))
             let dlogits = bench.output([t, e])
             let auxiliary = c.inputs["dprobability"].map {
@@ -21,7 +21,7 @@ extension OpCase {
             }
             bench.backend.route(c.tensor("logits", [t, e], in: bench), options, into: routing)
             bench.backend.routeBackward(
-                routing, options, c.tensor("dweight", [t, k], in: bench), auxiliary, into: dlogits)
+                routing, options, c.tensor("dweight", [t, k], .float32, in: bench), auxiliary, into: dlogits)
             var results = bench.values([
                 "probability": routing.probability_TE, "logSumExp": routing.logSumExp_T, "weight": routing.weight_TK,
                 "dlogits": dlogits,
@@ -31,6 +31,8 @@ extension OpCase {
             }
             return results
         }
+        result.idResults = ["expert", "order", "offset"]
+        return result
     }
 
     /// Who goes where in a case of experts.
@@ -70,16 +72,19 @@ extension OpCase {
                 down_EHF: c.tensor("down", [e, h, f], in: bench),
                 gateUpAdapter: c.adapter("gu", [e, rank, h], [e, 2 * f, rank], in: bench),
                 downAdapter: c.adapter("do", [e, rank, f], [e, h, rank], in: bench),
-                dgateUp_EFH: c.optional("dgateUp.start", [e, 2 * f, h], in: bench),
-                ddown_EHF: c.optional("ddown.start", [e, h, f], in: bench))
+                dgateUp_EFH: c.optional("dgateUp.start", [e, 2 * f, h], .float32, in: bench),
+                ddown_EHF: c.optional("ddown.start", [e, h, f], .float32, in: bench))
             let routing = c.routing(experts: e, in: bench)
-            let saved = bench.output([t * k, 2 * f]), dweight = bench.output([t, k])
+            let saved = bench.output([t * k, 2 * f]), savedAgain = bench.output([t * k, 2 * f])
+            let dweight = bench.output([t, k], .float32)
             let y = c.tensor("y.start", [t, h], in: bench), dx = c.tensor("dx.start", [t, h], in: bench)
             bench.backend.experts(x, routing, experts, firstRow: firstRow, into: saved, adding: y)
+            bench.backend.experts(x, routing, experts, firstRow: firstRow, into: savedAgain, adding: nil)
             bench.backend.expertsBackward(
                 x, routing, experts, firstRow: firstRow, saved, dy, adding: dx, into: dweight)
             return bench.values([
-                "y": y, "dx": dx, "dweight": dweight, "dgateUp": experts.dgateUp_EFH, "ddown": experts.ddown_EHF,
+                "gateUp": savedAgain, "y": y, "dx": dx, "dweight": dweight, "dgateUp": experts.dgateUp_EFH,
+                "ddown": experts.ddown_EHF,
                 "dgua": experts.gateUpAdapter?.da, "dgub": experts.gateUpAdapter?.db,
                 "ddoa": experts.downAdapter?.da, "ddob": experts.downAdapter?.db,
             ])
@@ -93,7 +98,7 @@ extension OpCase {
         let offsets = groups.reduce(into: [Int32(0)]) { $0.append(($0.last ?? 0) + Int32($1.count)) }
         return Routing(
             probability_TE: bench.output([t, e], .float32), logSumExp_T: bench.output([t], .float32),
-            expert_TK: bench.ids(chosen, [t, k]), weight_TK: tensor("weight", [t, k], in: bench),
+            expert_TK: bench.ids(chosen, [t, k]), weight_TK: tensor("weight", [t, k], .float32, in: bench),
             order_R: bench.ids(Array(groups.joined()), [t * k]), offset_E1: bench.ids(offsets, [e + 1]))
     }
 }

@@ -1,10 +1,5 @@
 import MartletCore
 
-#if canImport(FoundationEssentials)
-import FoundationEssentials
-#else
-import Foundation
-#endif
 #if canImport(Glibc)
 import Glibc
 #elseif canImport(Darwin)
@@ -105,7 +100,7 @@ final class SpoolWriter {
     /// `name` is what messages call the file.
     init(name: String) throws(MartletError) {
         self.name = name
-        folder = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
+        folder = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
         var path = Array("\(folder)/martlet-XXXXXX".utf8CString)
         descriptor = mkstemp(&path)
         guard descriptor >= 0 else { throw SpoolWriter.failure(folder) }

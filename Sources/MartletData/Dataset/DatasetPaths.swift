@@ -1,11 +1,5 @@
 import MartletCore
 
-#if canImport(FoundationEssentials)
-import FoundationEssentials
-#else
-import Foundation
-#endif
-
 /// The files behind a list of paths. A folder stands for the data files right inside it, in the order of their names;
 /// what it holds besides is named in `ignored`.
 func datasetPaths(_ paths: [String]) throws(MartletError) -> (files: [String], ignored: [String]) {
@@ -15,20 +9,19 @@ func datasetPaths(_ paths: [String]) throws(MartletError) -> (files: [String], i
     var files: [String] = []
     var ignored: [String] = []
     for path in paths {
-        var isFolder: Bool = false
-        guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
+        guard let kind = FileSystem.kind(of: path) else {
             throw MartletError("the data file does not exist", in: path, fix: "check the path")
         }
-        guard isFolder else {
+        guard kind == .folder else {
             files.append(path)
             continue
         }
         let known = files.count
-        for name in try names(in: path) where !name.hasPrefix(".") {
-            let inside = path.hasSuffix("/") ? path + name : "\(path)/\(name)"
-            var isNested: Bool = false
-            _ = FileManager.default.fileExists(atPath: inside, isDirectory: &isNested)
-            let isData = !isNested && DatasetFile.extensions.contains(DatasetFile.fileExtension(of: name))
+        for name in try FileSystem.list(path) where !name.hasPrefix(".") {
+            let inside = FileSystem.join(path, name)
+            let isData =
+                FileSystem.kind(of: inside) != .folder
+                && DatasetFile.extensions.contains(DatasetFile.fileExtension(of: name))
             if isData { files.append(inside) } else { ignored.append(inside) }
         }
         guard files.count > known else {
@@ -39,12 +32,4 @@ func datasetPaths(_ paths: [String]) throws(MartletError) -> (files: [String], i
         }
     }
     return (files, ignored)
-}
-
-private func names(in folder: String) throws(MartletError) -> [String] {
-    do {
-        return try FileManager.default.contentsOfDirectory(atPath: folder).sorted()
-    } catch {
-        throw MartletError("cannot list the folder", in: folder, because: "\(error)", fix: "check its permissions")
-    }
 }

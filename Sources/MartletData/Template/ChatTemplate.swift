@@ -10,6 +10,8 @@ package struct ChatTemplate: Sendable {
     /// `bos_token`, `eos_token` and so on.
     let specialTokens: JSONObject
     package var limits = TemplateLimits()
+    /// Whether the date can come to stand in the text.
+    package let readsClock: Bool
 
     /// Parses a template.
     package init(source: String) throws(MartletError) {
@@ -24,6 +26,7 @@ package struct ChatTemplate: Sendable {
             toolProgram = nil
         }
         self.specialTokens = specialTokens
+        readsClock = (source + (toolSource ?? "")).contains(TemplateFunction.strftimeNow.rawValue)
     }
 
     /// Renders a conversation.

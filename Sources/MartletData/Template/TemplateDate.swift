@@ -5,7 +5,7 @@ internal import Darwin
 #endif
 
 /// A wall-clock time, for templates that write the date (`strftime_now`).
-package struct TemplateDate: Sendable, Equatable {
+package struct TemplateDate: Sendable, Equatable, CustomStringConvertible {
     package var year, month, day, hour, minute, second: Int
 
     /// Midnight, unless an hour is given; months and days count from 1.
@@ -22,6 +22,18 @@ package struct TemplateDate: Sendable, Equatable {
         return TemplateDate(
             year: Int(parts.tm_year) + 1900, month: Int(parts.tm_mon) + 1, day: Int(parts.tm_mday),
             hour: Int(parts.tm_hour), minute: Int(parts.tm_min), second: Int(parts.tm_sec))
+    }
+
+    /// "2026-03-01 09:05:00".
+    package var description: String { formatted("%Y-%m-%d %H:%M:%S") }
+
+    /// Reads a `description`.
+    package init?(_ description: String) {
+        let parts = description.split { !$0.isASCII || !$0.isNumber }.compactMap { Int($0) }
+        guard parts.count == 6 else { return nil }
+        self.init(
+            year: parts[0], month: parts[1], day: parts[2], hour: parts[3], minute: parts[4], second: parts[5])
+        guard self.description == description else { return nil }
     }
 
     /// Python's `datetime.strftime`, in English.

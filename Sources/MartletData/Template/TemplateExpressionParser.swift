@@ -37,23 +37,30 @@ extension TemplateParser {
     }
 
     private mutating func disjunction() throws(MartletError) -> Expression {
-        var left = try conjunction()
-        let outer = nesting
-        defer { nesting = outer }
-        while skipName("or") {
-            try limitChain()
-            left = .or(left, try conjunction())
-        }
-        return left
+        try chain(["or"]) { parser throws(MartletError) in try parser.conjunction() }
     }
 
     private mutating func conjunction() throws(MartletError) -> Expression {
-        var left = try negation()
+        try chain(["and"]) { parser throws(MartletError) in try parser.negation() }
+    }
+
+    /// Operands with some of `operators` between them, the left ones first: ((a + b) - c) + d.
+    private mutating func chain(
+        _ operators: Set<String>, of operand: (inout TemplateParser) throws(MartletError) -> Expression
+    ) throws(MartletError) -> Expression {
+        var left = try operand(&self)
         let outer = nesting
         defer { nesting = outer }
-        while skipName("and") {
+        while current.kind == .symbol || current.kind == .name, operators.contains(current.text) {
+            let symbol = current.text
             try limitChain()
-            left = .and(left, try negation())
+            position += 1
+            let right = try operand(&self)
+            if let operation = Expression.Binary(rawValue: symbol) {
+                left = .binary(operation, left, right)
+            } else {
+                left = symbol == "or" ? .or(left, right) : .and(left, right)
+            }
         }
         return left
     }
@@ -82,16 +89,7 @@ extension TemplateParser {
     }
 
     private mutating func sum() throws(MartletError) -> Expression {
-        var left = try concatenation()
-        let outer = nesting
-        defer { nesting = outer }
-        while isSymbol("+") || isSymbol("-") {
-            try limitChain()
-            let operation: Expression.Binary = isSymbol("+") ? .add : .subtract
-            position += 1
-            left = .binary(operation, left, try concatenation())
-        }
-        return left
+        try chain(["+", "-"]) { parser throws(MartletError) in try parser.concatenation() }
     }
 
     private mutating func concatenation() throws(MartletError) -> Expression {
@@ -101,28 +99,11 @@ extension TemplateParser {
     }
 
     private mutating func product() throws(MartletError) -> Expression {
-        var left = try power()
-        let outer = nesting
-        defer { nesting = outer }
-        while current.kind == .symbol, ["*", "/", "//", "%"].contains(current.text),
-            let operation = Expression.Binary(rawValue: current.text)
-        {
-            try limitChain()
-            position += 1
-            left = .binary(operation, left, try power())
-        }
-        return left
+        try chain(["*", "/", "//", "%"]) { parser throws(MartletError) in try parser.power() }
     }
 
     private mutating func power() throws(MartletError) -> Expression {
-        var left = try unary(withFilters: true)
-        let outer = nesting
-        defer { nesting = outer }
-        while skipSymbol("**") {
-            try limitChain()
-            left = .binary(.power, left, try unary(withFilters: true))
-        }
-        return left
+        try chain(["**"]) { parser throws(MartletError) in try parser.unary(withFilters: true) }
     }
 
     private mutating func unary(withFilters: Bool) throws(MartletError) -> Expression {

@@ -1,11 +1,5 @@
 package import MartletCore
 
-#if canImport(FoundationEssentials)
-internal import FoundationEssentials
-#else
-internal import Foundation
-#endif
-
 extension ChatTemplate {
     /// Reads the template of a model folder.
     ///
@@ -78,11 +72,8 @@ extension ChatTemplate {
 
     /// A text file, or nil if there is none.
     private static func readText(_ path: String) throws(MartletError) -> String? {
-        guard FileManager.default.fileExists(atPath: path) else { return nil }
-        guard let data = FileManager.default.contents(atPath: path) else {
-            throw MartletError("a file cannot be read", in: path, fix: "check its permissions")
-        }
-        guard let text = String(validating: data, as: UTF8.self) else {
+        guard FileSystem.exists(path) else { return nil }
+        guard let text = String(validating: try FileSystem.read(path), as: UTF8.self) else {
             throw MartletError("a file is not UTF-8 text", in: path, fix: "download it again")
         }
         return text

@@ -70,7 +70,7 @@ extension TemplateInterpreter {
         case .float(let value): out += jsonFloat(value)
         case .string(let text):
             try charge(text.utf8.count >> 4)
-            writeQuoted(text, layout, to: &out)
+            JSON.quote(text, escapesNonASCII: layout.escapesNonASCII, to: &out)
         case .list(let box), .tuple(let box):
             out += "["
             for (i, item) in box.items.enumerated() {
@@ -103,7 +103,7 @@ extension TemplateInterpreter {
             if i > 0 { out += layout.itemSeparator }
             try writeBreak(layout, to: &out, level + 1)
             switch entry.key {
-            case .string(let text): writeQuoted(text, layout, to: &out)
+            case .string(let text): JSON.quote(text, escapesNonASCII: layout.escapesNonASCII, to: &out)
             case .none: out += "\"null\""
             case .bool(let value): out += value ? "\"true\"" : "\"false\""
             case .int(let value): out += "\"\(value)\""
@@ -126,34 +126,5 @@ extension TemplateInterpreter {
 
     private func jsonFloat(_ value: Double) -> String {
         value.isNaN ? "NaN" : value.isInfinite ? (value < 0 ? "-Infinity" : "Infinity") : pythonFloat(value)
-    }
-
-    private func writeQuoted(_ text: String, _ layout: JSONLayout, to out: inout String) {
-        let isPlain = text.withBytes { bytes in
-            bytes.allSatisfy { $0 >= 0x20 && $0 != 0x22 && $0 != 0x5C && (!layout.escapesNonASCII || $0 < 0x7F) }
-        }
-        out += "\""
-        if isPlain { out += text } else { writeEscaped(text, layout.escapesNonASCII, to: &out) }
-        out += "\""
-    }
-
-    private func writeEscaped(_ text: String, _ escapesNonASCII: Bool, to out: inout String) {
-        for scalar in text.unicodeScalars {
-            switch scalar {
-            case "\"": out += "\\\""
-            case "\\": out += "\\\\"
-            case "\n": out += "\\n"
-            case "\r": out += "\\r"
-            case "\t": out += "\\t"
-            case "\u{08}": out += "\\b"
-            case "\u{0C}": out += "\\f"
-            case _ where scalar.value < 0x20 || (escapesNonASCII && scalar.value > 0x7E):
-                for unit in UTF16.encode(scalar) ?? UTF16.encodedReplacementCharacter {
-                    let hex = String(unit, radix: 16)
-                    out += "\\u" + String(repeating: "0", count: 4 - hex.utf8.count) + hex
-                }
-            default: out.unicodeScalars.append(scalar)
-            }
-        }
     }
 }

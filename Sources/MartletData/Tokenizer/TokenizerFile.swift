@@ -1,11 +1,5 @@
 package import MartletCore
 
-#if canImport(FoundationEssentials)
-import FoundationEssentials
-#else
-import Foundation
-#endif
-
 /// What a `tokenizer.json` holds, checked and ready to run.
 struct TokenizerParts {
     var vocabulary: Vocabulary
@@ -46,11 +40,7 @@ extension Tokenizer {
     }
 
     private static func read(_ path: String) throws(MartletError) -> JSON? {
-        guard let data = FileManager.default.contents(atPath: path) else { return nil }
-        let outcome = data.withUnsafeBytes { bytes in
-            Result { () throws(MartletError) in try JSON(parsing: bytes) }
-        }
-        return try outcome.mapError { $0.at(path) }.get()
+        FileSystem.exists(path) ? try FileSystem.readJSON(path) : nil
     }
 
     /// The members '*_token' of a configuration: a text, or an added token with its `content`.

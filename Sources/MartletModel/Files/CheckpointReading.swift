@@ -4,7 +4,7 @@ extension Checkpoint {
     /// Fills `destination`, of the weight's shape, from disk, converting to its dtype. A value that is infinite or not a
     /// number is an error that names the stored tensor; whoever reads a weight again may skip that check.
     package func read(
-        _ weight: Weight, into destination: Tensor, using backend: any Backend, checksValues: Bool = true
+        _ weight: Weight, into destination: Tensor, using backend: any Backend, checksValues: Bool
     ) throws(MartletError) {
         let shape = configuration.shape(of: weight)
         precondition(

@@ -12,9 +12,11 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var keptLayers = 0
     /// All layers' weights stay decoded in memory, instead of being decoded once a pass.
     package var keepsWeights = false
+    /// Temporaries may take memory only to save time.
+    package var isRoomy = false
     /// Generation: a key/value cache a layer instead of one buffer for all.
     package var caches = false
-    /// Rows of logits that can be read back; 0 in training, where logits never exist whole.
+    /// Rows of logits that can be read back; the logits of a training step never exist whole.
     package var logitRows = 0
 
     package init(stepTokens: Int, tileTokens: Int, maximumLength: Int) {
@@ -38,21 +40,21 @@ package struct Planner {
         self.backend = backend
     }
 
-    /// The largest tile that is tried; larger ones were not faster on a CPU.
-    package static let defaultTile = 2048
     private static let smallestTile = 128
 
-    /// A plan within `limit` bytes. Free memory is spent on keeping activations, then on keeping decoded weights; too
-    /// little is answered by recomputing, then by smaller tiles.
+    /// A plan within `limit` bytes. Free memory is spent on keeping activations, then on keeping decoded weights (the
+    /// other way round where weights come over a bus); too little is answered by recomputing, then by smaller tiles.
     package func plan(
-        stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, limit: Int
+        stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int
     ) throws(MartletError) -> ExecutionPlan {
         var plan = ExecutionPlan(
-            stepTokens: stepTokens, tileTokens: tileTokens ?? Planner.defaultTile, maximumLength: maximumLength)
+            stepTokens: stepTokens, tileTokens: tileTokens ?? backend.preferredTileTokens, maximumLength: maximumLength)
+        plan.logitRows = logitRows
         while byteCount(plan) > limit, tileTokens == nil, plan.tileTokens > Planner.smallestTile {
             plan.tileTokens = max(plan.tileTokens / 2, Planner.smallestTile)
         }
         guard byteCount(plan) <= limit else { throw doesNotFit(plan, limit) }
+        if backend.fetchesWeightsSlowly { plan = resident(plan, limit) }
         if settings.trains {
             plan.keptLayers = largest(upTo: configuration.layerCount) { layers in
                 var candidate = plan
@@ -60,6 +62,14 @@ package struct Planner {
                 return byteCount(candidate) <= limit
             }
         }
+        plan = resident(plan, limit)
+        var roomy = plan
+        roomy.isRoomy = true
+        return byteCount(roomy) <= limit ? roomy : plan
+    }
+
+    /// The plan with all weights in memory, if that fits.
+    private func resident(_ plan: ExecutionPlan, _ limit: Int) -> ExecutionPlan {
         var resident = plan
         resident.keepsWeights = true
         return byteCount(resident) <= limit ? resident : plan

@@ -3,6 +3,10 @@ internal import MartletCore
 /// All memory of a model under a plan. Carved from a measuring arena it is the memory table; from a real one, the run.
 final class ModelMemory {
     let tokens_T, targets_T, positions_T: Tensor
+    /// The loss of each row of the step.
+    let loss_T: Tensor
+    /// The routing's offsets of each sparse layer and tile, [sparse layers, tiles, E + 1]: read once a step.
+    let offset_LE1: Tensor
     /// Trained parameters, in a fixed order: embedding first, then layer by layer, then the head.
     let parameters: [Parameter]
     /// Adapter factors that are only applied.
@@ -34,6 +38,9 @@ final class ModelMemory {
         tokens_T = arena.carve([T], .int32, for: .workspace)
         targets_T = arena.carve([T], .int32, for: .workspace)
         positions_T = arena.carve([T], .int32, for: .workspace)
+        loss_T = arena.carve([T], for: .workspace)
+        let sparseCount = c.isSparse.count { $0 }, E = c.experts?.expertCount ?? 0
+        offset_LE1 = arena.carve([sparseCount, plan.tileCount, E + 1], .int32, for: .workspace)
 
         let trainables = Trainables(c, settings, in: arena, dtype)
         parameters = trainables.parameters
@@ -105,6 +112,8 @@ extension ModelConfiguration {
     func scratchShapes(_ plan: ExecutionPlan, _ settings: ModelSettings) -> ScratchShapes {
         var shapes = ScratchShapes()
         shapes.tokens = plan.tileTokens
+        shapes.keyRows = plan.stepTokens
+        shapes.sequence = min(plan.maximumLength, plan.stepTokens)
         shapes.hidden = hiddenSize
         shapes.vocabulary = vocabularyCount
         shapes.queryHeads = queryHeadCount
@@ -117,6 +126,9 @@ extension ModelConfiguration {
         shapes.widest = max(hiddenSize, queryHeadCount * headSize, inner, experts?.expertCount ?? 0)
         shapes.rank = settings.adapter?.rank ?? 0
         shapes.trains = settings.trains
+        shapes.isRoomy = plan.isRoomy
+        shapes.dropsOut = (settings.adapter?.dropout ?? 0) > 0
+        shapes.trainsWeights = settings.method == .full
         return shapes
     }
 }

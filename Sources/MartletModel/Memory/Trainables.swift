@@ -46,7 +46,8 @@ struct Trainables {
         parameters.append(
             Parameter(
                 name: "\(weight.name).\(role.rawValue)", group: group, weight: weight, role: role,
-                value: arena.carve(shape, dtype, for: .adapters),
+                value: arena.carve(shape, .float32, for: .adapters),
+                working: role == .whole || dtype == .float32 ? nil : arena.carve(shape, dtype, for: .adapters),
                 gradient: arena.carve(shape, .float32, for: .gradients),
                 firstMoment: arena.carve(shape, .float32, for: .optimizer),
                 secondMoment: arena.carve(shape, .float32, for: .optimizer), expertCount: experts))

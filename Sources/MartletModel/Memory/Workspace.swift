@@ -8,8 +8,6 @@ struct Workspace {
     var logits_TE: Tensor
     /// For dense layers.
     var inner_TF: Tensor
-    /// The loss of each row of a tile.
-    var loss_T: Tensor
 
     // The rest is for the backward pass only (empty without one).
     var dnormed_TH: Tensor
@@ -33,7 +31,6 @@ struct Workspace {
         query_TQD = carve([T, c.queryHeadCount, c.headSize])
         logits_TE = carve([T, experts?.expertCount ?? 0])
         inner_TF = carve([T, denseInner])
-        loss_T = carve([T], .float32)
         dnormed_TH = carveBackward([T, c.hiddenSize])
         doutput_TQD = carveBackward([T, c.queryHeadCount, c.headSize])
         dquery_TQD = carveBackward([T, c.queryHeadCount, c.headSize])

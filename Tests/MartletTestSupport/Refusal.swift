@@ -1,9 +1,9 @@
-import MartletCore
-import Testing
+package import MartletCore
+package import Testing
 
 /// Expects `body` to fail with an error that says what to do; returns it for closer looks.
 @discardableResult
-func expectRefusal(
+package func expectRefusal(
     _ what: String, sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
 ) -> MartletError? {
     do {

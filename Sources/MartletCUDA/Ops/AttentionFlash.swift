@@ -1,0 +1,195 @@
+internal import MartletCore
+
+/// The block of attention_flash.cu for a head size and an architecture.
+struct FlashShape {
+    var warps: Int
+    /// Queries of a warp.
+    var warpRows: Int
+    /// Tiles of 64 keys or values in shared memory.
+    var ring = 2
+    /// Blocks that share a multiprocessor.
+    var blocks: Int
+
+    init?(headSize: Int, sharedBytes: Int) {
+        switch headSize {
+        case 64: (warps, warpRows, blocks) = (4, 32, 3)
+        case 128: (warps, warpRows, blocks) = (4, 32, sharedBytes > 128 << 10 ? 2 : 1)
+        case 192, 256: (warps, warpRows, blocks) = (sharedBytes > 128 << 10 ? 8 : 4, 16, 1)
+        default: return nil
+        }
+    }
+
+    var queries: Int { warps * warpRows }
+
+    func kernel(_ device: Device, headSize: Int) -> Kernel? {
+        device.kernel(
+            "attention_flash.cu", "attention_flash",
+            [
+                KernelDefine("HEAD", headSize), KernelDefine("WARPS", warps), KernelDefine("WARP_ROWS", warpRows),
+                KernelDefine("RING", ring), KernelDefine("BLOCKS", blocks),
+            ], sharedBytes: 2 * headSize * (queries + 64 * ring))
+    }
+}
+
+/// The block of attention_flash_backward.cu.
+struct FlashBackwardShape {
+    var keys: Int
+    var queries: Int
+    var warps: Int
+    /// Blocks of queries in shared memory.
+    var stages: Int
+    let headSize: Int
+
+    /// The largest block that fits in a block's shared memory.
+    init?(headSize: Int, sharedBytes: Int) {
+        let candidates: [(Int, Int, Int, Int)]
+        switch headSize {
+        case 64: candidates = [(128, 128, 8, 2), (128, 64, 8, 2)]
+        case 128: candidates = [(128, 64, 8, 2), (64, 64, 4, 1)]
+        case 192: candidates = [(64, 64, 8, 2), (32, 64, 4, 1)]
+        case 256: candidates = [(64, 64, 8, 2), (64, 64, 8, 1)]
+        default: return nil
+        }
+        self.headSize = headSize
+        (keys, queries, warps, stages) = (0, 0, 0, 0)
+        for candidate in candidates {
+            (keys, queries, warps, stages) = candidate
+            // The ticket takes 128 bytes.
+            if self.sharedBytes + 128 <= sharedBytes { return }
+        }
+        return nil
+    }
+
+    /// Tiles of keys, values, queries and output gradients, of P and dS; two statistics of every query.
+    private var sharedBytes: Int {
+        4 * headSize * (keys + stages * queries) + 4 * keys * queries + 8 * stages * queries
+    }
+
+    func kernel(_ device: Device, _ entry: String) -> Kernel? {
+        device.kernel(
+            "attention_flash_backward.cu", entry,
+            [
+                KernelDefine("HEAD", headSize), KernelDefine("KEYS", keys), KernelDefine("QUERIES", queries),
+                KernelDefine("WARPS", warps), KernelDefine("STAGES", stages),
+            ], sharedBytes: entry == "attention_delta" ? 0 : sharedBytes)
+    }
+
+    /// In how many parts the heads of a group are walked: more blocks, but each part passes its dk and dv on. Only where
+    /// there are few blocks of keys.
+    func parts(keyBlocks: Int, rows: Int, keyValueHeads: Int, group: Int, multiprocessors: Int) -> Int {
+        let items = keyBlocks * keyValueHeads
+        guard items <= mostSplit(rows: rows, keyValueHeads: keyValueHeads, multiprocessors: multiprocessors) else {
+            return 1
+        }
+        var parts = 1
+        while items * parts < 16 * multiprocessors, group.isMultiple(of: 2 * parts) { parts *= 2 }
+        return parts
+    }
+
+    /// How many parts and heads (a divisor of their number) run side by side: enough to fill the GPU twice. More would
+    /// spread over more of the L2 cache, fewer would wait for each other's turns.
+    func together(units: Int, keyBlocks: Int, multiprocessors: Int) -> Int {
+        (1...units).first { units.isMultiple(of: $0) && $0 * keyBlocks >= 2 * multiprocessors } ?? units
+    }
+
+    /// The most pairs of a block of keys and a head that are walked in parts.
+    func mostSplit(rows: Int, keyValueHeads: Int, multiprocessors: Int) -> Int {
+        min(4 * multiprocessors, 2 * ceilDiv(rows, keys) * keyValueHeads)
+    }
+}
+
+/// Statistics turned to [Q, T]; sums of dq that blocks add to in turns, and of dk and dv that parts pass on; tickets and
+/// turns.
+struct FlashScratch {
+    let lse_QT, delta_QT, querySums_QTD, keySums, state: Tensor
+
+    init(_ scratch: inout Scratch, rows: Int, queryHeads: Int, size: Int, keySumCount: Int, stateCount: Int) {
+        lse_QT = scratch.take([queryHeads, rows], .float32)
+        delta_QT = scratch.take([queryHeads, rows], .float32)
+        querySums_QTD = scratch.take([queryHeads, rows, size], .float32)
+        keySums = scratch.take([keySumCount], .float32)
+        state = scratch.take([stateCount], .int32)
+    }
+}
+
+extension CUDABackend {
+    /// Shared memory that a block may have (CUDA C++ programming guide, compute capabilities).
+    private var sharedBytes: Int {
+        switch device.capability {
+        case 80, 87: 163 << 10
+        case 90, 100, 103, 110: 227 << 10
+        default: 99 << 10
+        }
+    }
+
+    /// For the largest tile: if every row is a sequence, and keys up to four million rows.
+    func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
+        guard shapes.trains, computeDType == .bfloat16, shapes.tokens > 0,
+            let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: sharedBytes)
+        else { return }
+        let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)
+        let split =
+            heads == keyHeads
+            ? 0
+            : shape.mostSplit(rows: rows, keyValueHeads: keyHeads, multiprocessors: device.multiprocessorCount)
+        _ = FlashScratch(
+            &scratch, rows: rows, queryHeads: heads, size: shapes.headSize,
+            keySumCount: split * 2 * shape.keys * shapes.headSize,
+            stateCount: 1 + rows * heads * shape.warps + (rows + 1 << 15) * keyHeads)
+    }
+
+    /// False where there is no such kernel for this head size, dtype and GPU.
+    func flashAttention(_ call: AttentionCall) -> Bool {
+        guard call.q_TQD.dtype == .bfloat16, let shape = FlashShape(headSize: call.size, sharedBytes: sharedBytes)
+        else { return false }
+        let table = attentionTables.table(.queries(shape.queries), call.spans)
+        device.launch(
+            shape.kernel(device, headSize: call.size), Grid(table.count * call.queryHeads), block: 32 * shape.warps,
+            call.inputs + [
+                .tensor(call.o_TQD), .tensor(call.logSumExp_TQ), .address(table.address), .int(call.queryHeads),
+                .int(call.keyValueHeads), .float(call.scale),
+            ])
+        return true
+    }
+
+    func flashAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
+        guard call.q_TQD.dtype == .bfloat16,
+            let shape = FlashBackwardShape(headSize: call.size, sharedBytes: sharedBytes)
+        else { return false }
+        let table = attentionTables.table(.keys(shape.keys, queryRows: shape.queries), call.spans)
+        let items = table.count * call.keyValueHeads
+        let parts = shape.parts(
+            keyBlocks: table.count, rows: call.rows, keyValueHeads: call.keyValueHeads, group: call.group,
+            multiprocessors: device.multiprocessorCount)
+        let together = shape.together(
+            units: parts * call.keyValueHeads, keyBlocks: table.count, multiprocessors: device.multiprocessorCount)
+        var scratch = scratch()
+        let temporary = FlashScratch(
+            &scratch, rows: call.rows, queryHeads: call.queryHeads, size: call.size,
+            keySumCount: parts > 1 ? items * 2 * shape.keys * call.size : 0,
+            stateCount: 1 + table.tiles * call.queryHeads * shape.warps + items)
+        flashDelta(call, gradients, shape, temporary)
+        device.launch(
+            shape.kernel(device, "attention_flash_backward"), Grid(items * parts), block: 32 * shape.warps,
+            call.inputs + [
+                .tensor(gradients.do_TQD), .tensor(temporary.lse_QT), .tensor(temporary.delta_QT),
+                .address(table.address), .tensor(gradients.dq_TQD), .tensor(gradients.dk_UGD),
+                .tensor(gradients.dv_UGD), .tensor(temporary.querySums_QTD), .tensor(temporary.keySums),
+                .tensor(temporary.state), .int(table.count), .int(parts),
+                .int(together), .int(table.tiles),
+            ] + call.extents)
+        return true
+    }
+
+    private func flashDelta(
+        _ call: AttentionCall, _ gradients: AttentionGradients, _ shape: FlashBackwardShape, _ temporary: FlashScratch
+    ) {
+        device.launch(
+            shape.kernel(device, "attention_delta"), Grid(ceilDiv(call.rows * call.queryHeads, 8)), block: 256,
+            [
+                .tensor(call.o_TQD), .tensor(gradients.do_TQD), .tensor(call.logSumExp_TQ), .tensor(temporary.lse_QT),
+                .tensor(temporary.delta_QT), .tensor(temporary.state), .int(temporary.state.count), .int(call.rows),
+                .int(call.queryHeads),
+            ])
+    }
+}

@@ -1,0 +1,122 @@
+package import MartletCore
+
+#if canImport(Glibc)
+import Glibc
+#elseif canImport(Darwin)
+import Darwin
+#endif
+
+/// The ways to compute experts on a GPU.
+package enum ExpertsPath: String, Sendable, CaseIterable {
+    /// Grouped products by TMA and wgmma (sm_90a).
+    case hopper
+    /// Grouped products by cp.async and mma.sync (sm_80 and newer).
+    case portable
+    /// One library product an expert; what the others are checked against.
+    case loop
+}
+
+/// The extents of one call: `r` routed rows of `t` tokens, `h` hidden, `f` inner, `e` experts, `k` a token, `a` rank.
+struct ExpertsSize {
+    var t: Int
+    var h: Int
+    var f: Int
+    var e: Int
+    var k: Int
+    var a: Int
+    var r: Int { t * k }
+    /// Entries of the tile map: blocks of at most 128 rows of one expert.
+    var tileCount: Int { r / 128 + e }
+
+    init(_ shapes: ScratchShapes) {
+        (t, h, f) = (shapes.tokens, shapes.hidden, shapes.expertInner)
+        (e, k, a) = (shapes.experts, shapes.expertsPerToken, shapes.rank)
+    }
+
+    init(_ x: Tensor, _ routing: Routing, _ experts: Experts) {
+        e = experts.down_EHF.shape[0]
+        h = experts.down_EHF.shape[1]
+        f = experts.down_EHF.shape[2]
+        t = x.count / max(1, h)
+        k = routing.expert_TK.count / max(1, t)
+        a = max(experts.gateUpAdapter?.a.shape[1] ?? 0, experts.downAdapter?.a.shape[1] ?? 0)
+        precondition(x.count == t * h && experts.gateUp_EFH.count == e * 2 * f * h && routing.offset_E1.count == e + 1)
+    }
+}
+
+extension CUDABackend {
+    package func experts(
+        _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
+        adding y_TH: Tensor?
+    ) {
+        let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
+        guard size.r > 0 else { return }
+        device.timed("experts") {
+            path == .loop
+                ? LoopExperts(self, size, routing, experts, firstRow).forward(x_TH, gateUp_RF, y_TH)
+                : GroupedExperts(self, path, size, routing, experts).forward(x_TH, gateUp_RF, y_TH)
+        }
+    }
+
+    package func expertsBackward(
+        _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
+        adding dx_TH: Tensor, into dweight_TK: Tensor
+    ) {
+        let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
+        guard size.r > 0 else { return }
+        device.timed("expertsBackward") {
+            path == .loop
+                ? LoopExperts(self, size, routing, experts, firstRow)
+                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK)
+                : GroupedExperts(self, path, size, routing, experts)
+                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK)
+        }
+    }
+
+    private func expertsPath(_ experts: Experts, _ size: ExpertsSize) -> ExpertsPath {
+        expertsPath(
+            size, dropsOut: experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil,
+            trainsWeights: experts.dgateUp_EFH != nil || experts.gateUp_EFH.dtype != computeDType)
+    }
+
+    /// The path that experts take: the chosen one where it can compute them, else the loop.
+    private func expertsPath(_ size: ExpertsSize, dropsOut: Bool, trainsWeights: Bool) -> ExpertsPath {
+        let isGrouped =
+            computeDType == .bfloat16 && size.h % 8 == 0 && size.f % 8 == 0 && size.a % 16 == 0 && size.a <= 64
+            && !dropsOut && !trainsWeights && size.e <= 1024
+        return isGrouped ? expertsPath : .loop
+    }
+
+    /// The temporaries that experts of these shapes need.
+    func reserveExperts(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
+        let size = ExpertsSize(shapes)
+        if expertsPath(size, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights) == .loop {
+            _ = LoopScratch(&scratch, size, computeDType, dropsOut: shapes.dropsOut)
+        } else {
+            _ = GroupedScratch(&scratch, size)
+        }
+    }
+
+    /// The fastest path that the GPU has, unless `MARTLET_MOE_BACKEND` names another.
+    static func expertsPath(capability: Int) throws(MartletError) -> ExpertsPath {
+        let best: ExpertsPath = capability == 90 ? .hopper : .portable
+        guard let name = getenv("MARTLET_MOE_BACKEND").map({ String(cString: $0) }), !name.isEmpty, name != "auto"
+        else {
+            return best
+        }
+        guard let path = ExpertsPath(rawValue: name) else {
+            throw MartletError(
+                "there is no MoE backend '\(name)'", in: "MARTLET_MOE_BACKEND",
+                because: "there are auto, " + ExpertsPath.allCases.map(\.rawValue).joined(separator: ", "),
+                fix: closestMatch(to: name, among: ExpertsPath.allCases.map(\.rawValue)).map { "write '\($0)'" }
+                    ?? "unset it")
+        }
+        guard path != .hopper || capability == 90 else {
+            throw MartletError(
+                "the MoE backend 'hopper' does not run on this GPU", in: "MARTLET_MOE_BACKEND",
+                because: "it needs compute capability 9.0, and this is \(capability / 10).\(capability % 10)",
+                fix: "unset it, or write 'portable'")
+        }
+        return path
+    }
+}

@@ -1,0 +1,276 @@
+internal import MartletCore
+
+/// Temporaries of the grouped kernels; contracts in the `.cu` files' headers.
+struct GroupedScratch {
+    // The adapters in bf16; B also transposed, as the backward pass reads it.
+    let a1_EAH, b1_EFA, b1_EAF, a2_EAF, b2_EHA, b2_EAH: Tensor
+    let position_R, tiles, tileCount: Tensor
+    let act_RF: Tensor
+    /// The down projection's output, or the gradient of the rows of x.
+    let rows_RH: Tensor
+    let p_RA, weighted_RA, q1_RA, q2_RA: Tensor
+    let q2w_RA: Tensor
+    let partial: Tensor
+
+    init(_ scratch: inout Scratch, _ s: ExpertsSize) {
+        func half(_ scratch: inout Scratch, _ shape: Shape) -> Tensor { scratch.take(shape, .bfloat16) }
+        a1_EAH = half(&scratch, [s.e, s.a, s.h])
+        b1_EFA = half(&scratch, [s.e, 2 * s.f, s.a])
+        b1_EAF = half(&scratch, [s.e, s.a, 2 * s.f])
+        a2_EAF = half(&scratch, [s.e, s.a, s.f])
+        b2_EHA = half(&scratch, [s.e, s.h, s.a])
+        b2_EAH = half(&scratch, [s.e, s.a, s.h])
+        position_R = scratch.take([s.r], .int32)
+        tiles = scratch.take([s.tileCount, 4], .int32)
+        tileCount = scratch.take([1], .int32)
+        act_RF = half(&scratch, [s.r, s.f])
+        rows_RH = half(&scratch, [s.r, s.h])
+        p_RA = half(&scratch, [s.r, s.a])
+        weighted_RA = half(&scratch, [s.r, s.a])
+        q1_RA = half(&scratch, [s.r, s.a])
+        q2_RA = half(&scratch, [s.r, s.a])
+        q2w_RA = half(&scratch, [s.r, s.a])
+        partial = scratch.take([ceilDiv(s.f, PortableTile.columns), s.r], .float32)
+    }
+}
+
+/// How the portable kernel is cut: what fits a GPU's shared memory, two blocks a multiprocessor where that is enough.
+private struct PortableTile {
+    static let columns = 128
+    let step: Int
+    let stages: Int
+
+    init(capability: Int) {
+        switch capability {
+        case 90, 100, 103: (step, stages) = (64, 3)
+        case 80, 87: (step, stages) = (32, 4)
+        default: (step, stages) = (32, 3)
+        }
+    }
+
+    var sharedBytes: Int { stages * step * 2 * (128 + PortableTile.columns) }
+}
+
+/// One call of the grouped kernels: a layer's experts over the rows of a tile, without a wait for the host.
+struct GroupedExperts {
+    /// The four grouped products, numbered as the kernels number them.
+    private enum Mode: Int { case up, down, dact, dx }
+
+    private let device: Device
+    private let backend: CUDABackend
+    private let path: ExpertsPath
+    private let size: ExpertsSize
+    private let routing: Routing
+    private let experts: Experts
+    private let scratch: GroupedScratch
+    /// The adapters in bf16.
+    private let a1_EAH, b1_EFA, a2_EAF, b2_EHA: Tensor
+
+    init(_ backend: CUDABackend, _ path: ExpertsPath, _ size: ExpertsSize, _ routing: Routing, _ experts: Experts) {
+        self.backend = backend
+        device = backend.device
+        self.path = path
+        self.size = size
+        self.routing = routing
+        self.experts = experts
+        var layout = backend.scratch()
+        let scratch = GroupedScratch(&layout, size)
+        self.scratch = scratch
+        func half(_ factor: Tensor?, _ place: Tensor) -> Tensor {
+            guard let factor, factor.dtype != .bfloat16 else { return factor ?? place }
+            backend.convert(factor, into: place)
+            return place
+        }
+        a1_EAH = half(experts.gateUpAdapter?.a, scratch.a1_EAH)
+        b1_EFA = half(experts.gateUpAdapter?.b, scratch.b1_EFA)
+        a2_EAF = half(experts.downAdapter?.a, scratch.a2_EAF)
+        b2_EHA = half(experts.downAdapter?.b, scratch.b2_EHA)
+    }
+
+    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
+        prepare()
+        if let lora = experts.gateUpAdapter {
+            project(x_TH, a1_EAH, lora.scale, into: scratch.p_RA, gathers: true)
+        }
+        product(.up, x_TH, gateUp_RF, into: gateUp_RF, scratch.act_RF)
+        guard let y_TH else { return }
+        if let lora = experts.downAdapter {
+            project(scratch.act_RF, a2_EAF, lora.scale, into: scratch.p_RA, gathers: false)
+        }
+        product(.down, scratch.act_RF, gateUp_RF, into: scratch.rows_RH, nil)
+        let kernel = device.kernel("combine.cu", "combine", combineDefines)
+        device.launch(
+            kernel, Grid(size.t), block: 256,
+            [.tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH)])
+    }
+
+    /// dgateUp takes the place of `gateUp_RF`.
+    func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
+        prepare()
+        let s = scratch
+        if let lora = experts.downAdapter {
+            transpose(b2_EHA, into: s.b2_EAH)
+            project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
+        }
+        product(.dact, dy_TH, gateUp_RF, into: gateUp_RF, s.act_RF)
+        if let lora = experts.downAdapter {
+            project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
+            gradient(s.q2w_RA, s.act_RF, into: lora.da, gathers: false, outputMajor: false)
+            gradient(s.weighted_RA, dy_TH, into: lora.db, gathers: true, outputMajor: true)
+        }
+        if let lora = experts.gateUpAdapter {
+            transpose(b1_EFA, into: s.b1_EAF)
+            project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
+            gradient(s.q1_RA, x_TH, into: lora.da, gathers: true, outputMajor: false)
+            if lora.db != nil {
+                project(x_TH, a1_EAH, lora.scale, into: s.p_RA, gathers: true)
+                gradient(s.p_RA, gateUp_RF, into: lora.db, gathers: false, outputMajor: true)
+            }
+        }
+        product(.dx, gateUp_RF, gateUp_RF, into: s.rows_RH, nil)
+        let kernel = device.kernel("combine.cu", "combine_backward", combineDefines)
+        device.launch(
+            kernel, Grid(size.t), block: 256,
+            [
+                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial),
+                .int(partialCount), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
+            ])
+    }
+
+    /// Column tiles of dact, each of which leaves a partial sum a row.
+    private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.columns) }
+
+    // MARK: Launches
+
+    private var combineDefines: [KernelDefine] { [KernelDefine("HIDDEN", size.h), KernelDefine("TOP_K", size.k)] }
+
+    /// The inverse of the routing's order, and the tile map.
+    private func prepare() {
+        let defines = [KernelDefine("EXPERTS", size.e)]
+        device.launch(
+            device.kernel("routing.cu", "routing_position", defines), Grid(ceilDiv(size.r, 256)), block: 256,
+            [.tensor(routing.order_R), .tensor(scratch.position_R), .int(size.r)])
+        device.launch(
+            device.kernel("routing.cu", "routing_tiles", defines), 1, block: 1024,
+            [.tensor(routing.offset_E1), .tensor(scratch.tiles), .tensor(scratch.tileCount)])
+    }
+
+    /// B [E, O, A] as [E, A, O].
+    private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
+        let outputs = b_EOA.shape[1]
+        let kernel = device.kernel(
+            "lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a), KernelDefine("MASTER_HALF", 1)])
+        device.launch(
+            kernel, Grid(ceilDiv(outputs, 64), size.e), block: 256,
+            [.tensor(b_EOA), .optional(nil), .tensor(b_EAO), .int(outputs)])
+    }
+
+    /// p = s x M^T for the rows of each expert, and `weighted` = the same times the routing weight.
+    private func project(
+        _ source: Tensor, _ matrix_EAI: Tensor, _ scale: Float, into p_RA: Tensor, weighted: Tensor? = nil,
+        gathers: Bool
+    ) {
+        let kernel = device.kernel(
+            "lora_project.cu", "lora_project",
+            [
+                KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", matrix_EAI.shape[2]),
+                KernelDefine("RANK", size.a), KernelDefine("TOP_K", size.k),
+            ])
+        device.launch(
+            kernel, Grid(2 * size.tileCount), block: 256,
+            [
+                .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
+                .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
+                .optional(weighted),
+            ])
+    }
+
+    /// dM += u^T v over the rows of each expert.
+    private func gradient(_ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, gathers: Bool, outputMajor: Bool) {
+        guard let dM else { return }
+        let width = dM.shape[outputMajor ? 1 : 2]
+        let kernel = device.kernel(
+            "lora_gradient.cu", "lora_gradient",
+            [
+                KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", width), KernelDefine("RANK", size.a),
+                KernelDefine("TOP_K", size.k), KernelDefine("OUTPUT_MAJOR", outputMajor ? 1 : 0),
+            ], sharedBytes: 2 * (64 * 256 + 64 * size.a * 2))
+        device.launch(
+            kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
+            [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+    }
+
+    private func product(_ mode: Mode, _ a: Tensor, _ gateUp_RF: Tensor, into out: Tensor, _ act_RF: Tensor?) {
+        let hasAdapter = (mode == .up || mode == .dx ? experts.gateUpAdapter : experts.downAdapter) != nil
+        let defines = [
+            KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", size.h), KernelDefine("INNER", size.f),
+            KernelDefine("TOP_K", size.k), KernelDefine("RANK", hasAdapter ? size.a : 0),
+        ]
+        let rest: [KernelArgument] = [
+            .tensor(a), .tensor(routing.order_R), .tensor(scratch.tiles), .tensor(scratch.tileCount),
+            .tensor(routing.weight_TK), .tensor(gateUp_RF), .tensor(out), .optional(act_RF), .tensor(scratch.partial),
+            .int(size.r),
+        ]
+        guard path == .hopper else { return portable(mode, a, defines, rest, hasAdapter: hasAdapter) }
+        let kernel = device.kernel("grouped_gemm_sm90.cu", "grouped_gemm", defines, sharedBytes: 231_520)
+        device.launch(
+            kernel, Grid(device.multiprocessorCount), block: 384,
+            tensorMaps(mode, a, hasAdapter: hasAdapter).map(KernelArgument.map) + rest)
+    }
+
+    private func portable(
+        _ mode: Mode, _ a: Tensor, _ defines: [KernelDefine], _ rest: [KernelArgument], hasAdapter: Bool
+    ) {
+        let tile = PortableTile(capability: device.capability)
+        let kernel = device.kernel(
+            "grouped_gemm_sm80.cu", "grouped_gemm",
+            defines + [
+                KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", tile.step),
+                KernelDefine("STAGES", tile.stages),
+            ], sharedBytes: tile.sharedBytes)
+        let outputs = mode == .up ? 2 * size.f : mode == .dact ? size.f : size.h
+        let weight = mode == .up || mode == .dx ? experts.gateUp_EFH : experts.down_EHF
+        let (p, matrix) = adapterOperands(mode)
+        device.launch(
+            kernel, Grid(size.tileCount * ceilDiv(outputs, PortableTile.columns)), block: PortableTile.columns,
+            [.tensor(a), .tensor(weight), .optional(hasAdapter ? p : nil), .optional(hasAdapter ? matrix : nil)] + rest)
+    }
+
+    /// The adapter's extension of both operands: the skinny product, and the matrix that it is multiplied by.
+    private func adapterOperands(_ mode: Mode) -> (p: Tensor, matrix: Tensor) {
+        switch mode {
+        case .up: (scratch.p_RA, b1_EFA)
+        case .down: (scratch.p_RA, b2_EHA)
+        case .dact: (scratch.q2_RA, a2_EAF)
+        case .dx: (scratch.q1_RA, a1_EAH)
+        }
+    }
+
+    /// The maps of a, b and the adapter's extension of both; sizes innermost first, boxes as the kernel's header says.
+    private func tensorMaps(_ mode: Mode, _ a: Tensor, hasAdapter: Bool) -> [TensorMap] {
+        let (r, h, f, e, rank) = (size.r, size.h, size.f, size.e, size.a)
+        let rows = [64, 128]
+        func map(_ tensor: Tensor, _ sizes: [Int], _ box: [Int]) -> TensorMap {
+            device.tensorMap(tensor, sizes: sizes, box: box)
+        }
+        let (weight, weightSizes, box): (Tensor, [Int], [Int]) =
+            switch mode {
+            case .up: (experts.gateUp_EFH, [h, 2 * f, e], [64, 96, 1])
+            case .down: (experts.down_EHF, [f, h, e], [64, 192, 1])
+            case .dact: (experts.down_EHF, [f, h, e], [64, 64, 1])
+            case .dx: (experts.gateUp_EFH, [h, 2 * f, e], [64, 64, 1])
+            }
+        let aSizes = mode == .up || mode == .dact ? [h, size.t] : mode == .down ? [f, r] : [2 * f, r]
+        let maps = [map(a, aSizes, rows), map(weight, weightSizes, box)]
+        guard hasAdapter else { return maps + maps }
+        let (p, matrix) = adapterOperands(mode)
+        let matrixSizes =
+            switch mode {
+            case .up: [rank, 2 * f, e]
+            case .down: [rank, h, e]
+            case .dact: [f, rank, e]
+            case .dx: [h, rank, e]
+            }
+        return maps + [map(p, [rank, r], rows), map(matrix, matrixSizes, box)]
+    }
+}

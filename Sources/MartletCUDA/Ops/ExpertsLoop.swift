@@ -1,0 +1,248 @@
+internal import MartletCore
+
+/// Temporaries of the loop: the adapters in the compute dtype, and every routed row once at each station.
+struct LoopScratch {
+    let a1_EAH, b1_EFA, a2_EAF, b2_EHA: Tensor
+    let position_R: Tensor
+    /// Rows of x, or of dy.
+    let input_RH, rows_RH: Tensor
+    let act_RF, dact_RF: Tensor
+    let p_RA, q_RA: Tensor
+    let partial_R: Tensor
+    /// Rows of an adapter's input under dropout, or of its gradient.
+    let dropped: Tensor
+
+    init(_ scratch: inout Scratch, _ s: ExpertsSize, _ dtype: DType, dropsOut: Bool) {
+        a1_EAH = scratch.take([s.e, s.a, s.h], dtype)
+        b1_EFA = scratch.take([s.e, 2 * s.f, s.a], dtype)
+        a2_EAF = scratch.take([s.e, s.a, s.f], dtype)
+        b2_EHA = scratch.take([s.e, s.h, s.a], dtype)
+        position_R = scratch.take([s.r], .int32)
+        input_RH = scratch.take([s.r, s.h], dtype)
+        rows_RH = scratch.take([s.r, s.h], dtype)
+        act_RF = scratch.take([s.r, s.f], dtype)
+        dact_RF = scratch.take([s.r, s.f], dtype)
+        p_RA = scratch.take([s.r, s.a], dtype)
+        q_RA = scratch.take([s.r, s.a], dtype)
+        partial_R = scratch.take([s.r], .float32)
+        dropped = scratch.take([dropsOut ? s.r * max(s.h, s.f) : 0], dtype)
+    }
+}
+
+/// The experts one after another, each by library products. Waits for the routing, so it is for checking, and for what
+/// the grouped kernels do not take.
+struct LoopExperts {
+    private let backend: CUDABackend
+    private let device: Device
+    private let size: ExpertsSize
+    private let routing: Routing
+    private let experts: Experts
+    private let scratch: LoopScratch
+    /// The step's flat index of the tile's first routed row.
+    private let firstFlat: Int
+    /// The rows of each expert that has any.
+    private let groups: [(expert: Int, rows: Range<Int>)]
+
+    init(_ backend: CUDABackend, _ size: ExpertsSize, _ routing: Routing, _ experts: Experts, _ firstRow: Int) {
+        self.backend = backend
+        device = backend.device
+        self.size = size
+        self.routing = routing
+        self.experts = experts
+        var layout = backend.scratch()
+        firstFlat = firstRow * size.k
+        let dropsOut = experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil
+        scratch = LoopScratch(&layout, size, backend.computeDType, dropsOut: dropsOut)
+        var offsets = [Int32](repeating: 0, count: size.e + 1)
+        offsets.withUnsafeMutableBytes { backend.download(routing.offset_E1, into: $0) }
+        groups =
+            device.failure != nil
+            ? []
+            : (0..<size.e).compactMap { expert in
+                let rows = Int(offsets[expert])..<Int(offsets[expert + 1])
+                return rows.isEmpty ? nil : (expert, rows)
+            }
+        convert(experts.gateUpAdapter, scratch.a1_EAH, scratch.b1_EFA)
+        convert(experts.downAdapter, scratch.a2_EAF, scratch.b2_EHA)
+    }
+
+    private func convert(_ lora: LoRA?, _ a: Tensor, _ b: Tensor) {
+        guard let lora else { return }
+        for (factor, place) in [(lora.a, a), (lora.b, b)] {
+            if factor.dtype == place.dtype {
+                backend.set(place, to: factor)
+            } else {
+                backend.convert(factor, into: place)
+            }
+        }
+    }
+
+    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
+        let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f])
+        gather(x_TH, weighted: false, into: s.input_RH)
+        var lowInput = dropped(s.input_RH, experts.gateUpAdapter)
+        for (e, rows) in groups {
+            product(
+                s.input_RH.rows(rows), lowInput.rows(rows), experts.gateUp_EFH[e], s.p_RA.rows(rows),
+                experts.gateUpAdapter.map { (s.a1_EAH[e], s.b1_EFA[e], $0.scale) }, into: gateUp_RF.rows(rows))
+        }
+        guard let y_TH else { return }
+        launch("activate_rows", size.r, [.tensor(gateUp_RF), .tensor(s.act_RF), .int(size.f)])
+        lowInput = dropped(s.act_RF, experts.downAdapter)
+        for (e, rows) in groups {
+            product(
+                s.act_RF.rows(rows), lowInput.rows(rows), experts.down_EHF[e], s.p_RA.rows(rows),
+                experts.downAdapter.map { (s.a2_EAF[e], s.b2_EHA[e], $0.scale) }, into: s.rows_RH.rows(rows))
+        }
+        position()
+        launch(
+            "combine_rows", size.t,
+            [
+                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(routing.weight_TK), .tensor(y_TH), .int(size.h),
+            ])
+    }
+
+    func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
+        let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f])
+        gather(dy_TH, weighted: false, into: s.input_RH)
+        for (e, rows) in groups {
+            productBackward(
+                s.input_RH.rows(rows), experts.down_EHF[e], s.q_RA.rows(rows),
+                experts.downAdapter.map { (s.a2_EAF[e], s.b2_EHA[e], $0.scale) }, experts.downAdapter?.dropout,
+                into: s.dact_RF.rows(rows))
+        }
+        addDropped(experts.downAdapter, into: s.dact_RF)
+        launch(
+            "activate_backward", size.r,
+            [
+                .tensor(gateUp_RF), .tensor(s.dact_RF), .tensor(routing.order_R), .tensor(routing.weight_TK),
+                .tensor(s.act_RF), .tensor(s.partial_R), .int(size.f),
+            ])
+        // The weight belongs to the rows of dy in every gradient of the down projection.
+        gather(dy_TH, weighted: true, into: s.input_RH)
+        var lowInput = dropped(s.act_RF, experts.downAdapter)
+        for (e, rows) in groups {
+            gradients(
+                s.act_RF.rows(rows), lowInput.rows(rows), s.input_RH.rows(rows), experts.downAdapter, e, s.a2_EAF[e],
+                s.b2_EHA[e],
+                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.ddown_EHF?[e])
+        }
+        gather(x_TH, weighted: false, into: s.input_RH)
+        for (e, rows) in groups {
+            productBackward(
+                gateUp_RF.rows(rows), experts.gateUp_EFH[e], s.q_RA.rows(rows),
+                experts.gateUpAdapter.map { (s.a1_EAH[e], s.b1_EFA[e], $0.scale) }, experts.gateUpAdapter?.dropout,
+                into: s.rows_RH.rows(rows))
+        }
+        addDropped(experts.gateUpAdapter, into: s.rows_RH)
+        lowInput = dropped(s.input_RH, experts.gateUpAdapter)
+        for (e, rows) in groups {
+            gradients(
+                s.input_RH.rows(rows), lowInput.rows(rows), gateUp_RF.rows(rows), experts.gateUpAdapter, e, s.a1_EAH[e],
+                s.b1_EFA[e],
+                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e])
+        }
+        position()
+        launch(
+            "combine_backward", size.t,
+            [
+                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial_R), .tensor(dx_TH), .tensor(dweight_TK),
+                .int(size.h),
+            ])
+    }
+
+    // MARK: Products of one expert
+
+    private typealias Factors = (a: Tensor, b: Tensor, scale: Float)
+
+    /// y = x W^T + s (dropout(x) A^T) B^T
+    private func product(
+        _ x: Tensor, _ lowInput: Tensor, _ weight: Tensor, _ p: Tensor, _ factors: Factors?, into y: Tensor
+    ) {
+        backend.blas.product(Operand(x), Operand(weight).transposed, into: y)
+        guard let (a, b, scale) = factors else { return }
+        backend.blas.product(Operand(lowInput), Operand(a).transposed, into: p)
+        backend.blas.product(Operand(p), Operand(b).transposed, into: y, alpha: scale, adds: true)
+    }
+
+    /// dx = dy W + s (dy B) A; under dropout the second term goes to `scratch.dropped`, at the rows of q.
+    private func productBackward(
+        _ dy: Tensor, _ weight: Tensor, _ q: Tensor, _ factors: Factors?, _ dropout: Dropout?, into dx: Tensor
+    ) {
+        backend.blas.product(Operand(dy), Operand(weight), into: dx)
+        guard let (a, b, scale) = factors else { return }
+        backend.blas.product(Operand(dy), Operand(b), into: q)
+        guard dropout != nil else {
+            return backend.blas.product(Operand(q), Operand(a), into: dx, alpha: scale, adds: true)
+        }
+        let width = a.shape[1], row = Int(q.address - scratch.q_RA.address) / (size.a * q.dtype.byteCount)
+        let low = scratch.dropped.reshaped([size.r, width]).rows(row..<row + q.shape[0])
+        backend.blas.product(Operand(q), Operand(a), into: low, alpha: scale)
+    }
+
+    /// dW += dy^T x, and with x under dropout dA += s (dy B)^T x;  dB += s dy^T (x A^T)
+    private func gradients(
+        _ x: Tensor, _ lowInput: Tensor, _ dy: Tensor, _ lora: LoRA?, _ expert: Int, _ a: Tensor, _ b: Tensor,
+        _ p: Tensor, _ q: Tensor,
+        _ dweight: Tensor?
+    ) {
+        let blas = backend.blas
+        if let dweight { blas.product(Operand(dy).transposed, Operand(x), into: dweight, adds: true) }
+        guard let lora else { return }
+        if let da = lora.da?[expert] {
+            blas.product(Operand(dy), Operand(b), into: q)
+            blas.product(Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale, adds: true)
+        }
+        if let db = lora.db?[expert] {
+            blas.product(Operand(lowInput), Operand(a).transposed, into: p)
+            blas.product(Operand(dy).transposed, Operand(p), into: db, alpha: lora.scale, adds: true)
+        }
+    }
+
+    // MARK: Launches
+
+    private func gather(_ source: Tensor, weighted: Bool, into rows: Tensor) {
+        launch(
+            "gather_rows", size.r,
+            [
+                .tensor(source), .tensor(routing.order_R), .optional(weighted ? routing.weight_TK : nil), .tensor(rows),
+                .int(size.h),
+            ])
+    }
+
+    /// The rows as the adapter sees them.
+    private func dropped(_ rows: Tensor, _ lora: LoRA?) -> Tensor {
+        guard let dropout = lora?.dropout else { return rows }
+        let result = scratch.dropped.reshaped(rows.shape)
+        drop(rows, dropout, into: result, adds: false)
+        return result
+    }
+
+    /// Adds what `productBackward` left in `scratch.dropped`, masked.
+    private func addDropped(_ lora: LoRA?, into rows: Tensor) {
+        guard let dropout = lora?.dropout else { return }
+        drop(scratch.dropped.reshaped(rows.shape), dropout, into: rows, adds: true)
+    }
+
+    private func drop(_ rows: Tensor, _ dropout: Dropout, into y: Tensor, adds: Bool) {
+        launch(
+            "drop_rows", size.r,
+            [
+                .tensor(rows), .tensor(routing.order_R), .tensor(y), .long(firstFlat),
+                .long(Int(truncatingIfNeeded: dropout.key)), .int(dropout.threshold), .float(dropout.scale),
+                .int(rows.shape[1]), .int(adds ? 1 : 0),
+            ])
+    }
+
+    private func position() {
+        device.launch(
+            device.kernel("routing.cu", "routing_position", [KernelDefine("EXPERTS", size.e)]),
+            Grid(ceilDiv(size.r, 256)), block: 256,
+            [.tensor(routing.order_R), .tensor(scratch.position_R), .int(size.r)])
+    }
+
+    private func launch(_ entry: String, _ blocks: Int, _ arguments: [KernelArgument]) {
+        let kernel = device.kernel("experts_loop.cu", entry, [backend.half, KernelDefine("TOP_K", size.k)])
+        device.launch(kernel, Grid(blocks), block: 256, arguments)
+    }
+}

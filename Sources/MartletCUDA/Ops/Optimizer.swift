@@ -1,0 +1,82 @@
+package import MartletCore
+
+extension CUDABackend {
+    package func zero(_ tensors: [Tensor]) {
+        // A fill is the cheapest for few; and the table is for float32 only.
+        let listed = tensors.count > 4 ? tensors.filter { $0.dtype == .float32 } : []
+        for tensor in tensors where listed.isEmpty || tensor.dtype != .float32 { zero(tensor) }
+        guard !listed.isEmpty else { return }
+        device.timed("zero") {
+            let table = tables.table(of: listed.map(TensorTables.Entry.init))
+            launchChunks("zero_all", table)
+        }
+    }
+
+    package func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)]) {
+        let table = tables.table(
+            of: pairs.map { x_N, y_N in
+                precondition(y_N.dtype == .bfloat16 && y_N.count == x_N.count)
+                var entry = TensorTables.Entry(x_N)
+                entry.gradient = y_N.address
+                return entry
+            })
+        device.timed("convert") { launchChunks("round_all", table) }
+    }
+
+    package func sumsOfSquares(of tensors: [Tensor]) -> [Double] {
+        guard !tensors.isEmpty else { return [] }
+        let table = tables.table(of: tensors.map(TensorTables.Entry.init))
+        device.timed("sumsOfSquares") {
+            launchChunks("square_partials", table, [table.partials])
+            device.launch(
+                kernel("square_sums"), Grid(table.tensorCount), block: 256,
+                [table.entries, .int(table.chunk), table.partials, table.sums])
+        }
+        // NaN: what a failed device leaves.
+        var sums = [Double](repeating: .nan, count: tensors.count)
+        sums.withUnsafeMutableBytes { bytes in
+            if let base = bytes.baseAddress { staging.receive(bytes.count, from: table.sumAddress, into: base) }
+        }
+        return sums
+    }
+
+    package func adamW(
+        _ parameters: [AdamWParameter], _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
+    ) {
+        precondition(step >= 1)
+        guard !parameters.isEmpty else { return }
+        let correction1 = 1 - Double(settings.beta1).raised(to: Double(step))
+        let correction2 = 1 - Double(settings.beta2).raised(to: Double(step))
+        device.timed("adamW") {
+            let table = tables.table(of: parameters.map(TensorTables.Entry.init))
+            launchChunks(
+                "adamw", table,
+                [
+                    .float(learningRate), .float(settings.beta1), .float(settings.beta2),
+                    .float(Float(Double(learningRate) / correction1)), .float(Float(1 / correction2.squareRoot())),
+                    .float(settings.epsilon), .float(gradientScale),
+                ])
+        }
+    }
+
+    private func kernel(_ entry: String) -> Kernel? { device.kernel("optimizer.cu", entry) }
+
+    /// A block a chunk.
+    private func launchChunks(_ entry: String, _ table: TensorTables.Table, _ rest: [KernelArgument] = []) {
+        device.launch(
+            kernel(entry), Grid(table.chunkCount), block: 256,
+            [table.entries, table.owners, .int(table.chunk)] + rest)
+    }
+}
+
+extension TensorTables.Entry {
+    fileprivate init(_ parameter: AdamWParameter) {
+        let state = [parameter.gradient, parameter.firstMoment, parameter.secondMoment]
+        precondition(state.allSatisfy { $0.dtype == .float32 && $0.count == parameter.value.count })
+        self.init(parameter.value)
+        gradient = parameter.gradient.address
+        firstMoment = parameter.firstMoment.address
+        secondMoment = parameter.secondMoment.address
+        weightDecay = parameter.weightDecay
+    }
+}

@@ -1,0 +1,63 @@
+extension Parity {
+    /// Every op: sizes that divide nothing, sizes that vector units and tensor cores like, one row, and none at all.
+    package static let cases: [OpCase] = plain + projections + attention + routed
+
+    private static let plain: [OpCase] = [
+        .elementwise(seed: 1, n: 1), .elementwise(seed: 2, n: 257), .elementwise(seed: 3, n: 70_001),
+        .embedding(seed: 1, t: 33, v: 7, h: 257), .embedding(seed: 2, t: 0, v: 3, h: 8),
+        .embedding(seed: 3, t: 257, v: 61, h: 128),
+        .rmsNorm(seed: 1, t: 7, h: 33), .rmsNorm(seed: 2, t: 257, h: 257), .rmsNorm(seed: 3, t: 0, h: 64),
+        .rmsNorm(seed: 4, t: 65, h: 2048),
+        .rotate(seed: 1, t: 7, n: 3, d: 10, hasNorm: true), .rotate(seed: 2, t: 33, n: 1, d: 34, hasNorm: false),
+        .rotate(seed: 3, t: 257, n: 4, d: 128, hasNorm: true), .rotate(seed: 4, t: 0, n: 2, d: 64, hasNorm: true),
+        .swiGLU(seed: 1, t: 7, f: 33), .swiGLU(seed: 2, t: 1, f: 257), .swiGLU(seed: 3, t: 257, f: 128),
+        .swiGLU(seed: 4, t: 0, f: 8),
+        .crossEntropy(seed: 1, t: 1, h: 5, v: 3), .crossEntropy(seed: 2, t: 33, h: 7, v: 257),
+        .crossEntropy(seed: 3, t: 801, h: 64, v: 1031), .crossEntropy(seed: 4, t: 0, h: 8, v: 16),
+        .crossEntropy(seed: 5, t: 257, h: 128, v: 2048),
+        .adamW(seed: 1, n: 1, step: 1), .adamW(seed: 2, n: 257, step: 2), .adamW(seed: 3, n: 70_001, step: 1000),
+    ]
+
+    private static let projections: [OpCase] = [
+        .linear(seed: 1, t: 1, i: 1, o: 1, rank: 1, trainsWeight: true), .linear(seed: 2, t: 0, i: 8, o: 16, rank: 4),
+        .linear(seed: 3, t: 7, i: 33, o: 257), .linear(seed: 4, t: 33, i: 257, o: 65, rank: 5, trainsWeight: true),
+        .linear(seed: 5, t: 257, i: 33, o: 7, rank: 3, dropout: 0.25, adds: true, firstRow: 1001),
+        .linear(seed: 6, t: 257, i: 256, o: 384, rank: 16), .linear(seed: 7, t: 257, i: 256, o: 128, adds: true),
+        .linear(
+            seed: 8, t: 128, i: 128, o: 256, rank: 8, dropout: 0.1, adds: true, trainsWeight: true, firstRow: 4096),
+    ]
+
+    /// A sequence that began in an earlier tile, a short one and a whole one.
+    private static func spans(_ long: Int, before: Int, _ whole: Int) -> [AttentionSpan] {
+        [
+            AttentionSpan(queryStart: 0, queryCount: long, keyStart: 0, keyCount: before + long),
+            AttentionSpan(queryStart: long, queryCount: 1, keyStart: before + long, keyCount: 1),
+            AttentionSpan(queryStart: long + 1, queryCount: whole, keyStart: before + long + 1, keyCount: whole),
+        ]
+    }
+
+    private static let attention: [OpCase] = [
+        .attention(seed: 1, t: 1, u: 1, q: 1, g: 1, d: 2, spans: Array(spans(1, before: 0, 0).prefix(1))),
+        .attention(seed: 2, t: 0, u: 0, q: 2, g: 1, d: 64, spans: []),
+        .attention(seed: 3, t: 41, u: 74, q: 6, g: 2, d: 10, spans: spans(7, before: 33, 33)),
+        .attention(seed: 4, t: 258, u: 321, q: 8, g: 2, d: 64, spans: spans(200, before: 63, 57)),
+        .attention(seed: 5, t: 194, u: 450, q: 4, g: 4, d: 128, spans: spans(128, before: 256, 65)),
+    ]
+
+    private static let routed: [OpCase] = [
+        .route(seed: 1, t: 1, e: 1, k: 1, normalizes: true), .route(seed: 2, t: 33, e: 7, k: 7, normalizes: false),
+        .route(seed: 3, t: 257, e: 33, k: 3, normalizes: true, hasAuxiliary: true),
+        .route(seed: 4, t: 257, e: 128, k: 8, normalizes: true), .route(seed: 5, t: 0, e: 8, k: 2, normalizes: true),
+        .experts(seed: 1, t: 1, h: 1, f: 1, e: 1, k: 1, rank: 1, trainsWeights: true),
+        .experts(seed: 2, t: 0, h: 64, f: 64, e: 4, k: 2, rank: 4),
+        .experts(
+            seed: 3, t: 33, h: 33, f: 7, e: 9, k: 3, rank: 5, dropout: 0.3, trainsWeights: true, firstRow: 5),
+        .experts(seed: 4, t: 7, h: 257, f: 33, e: 3, k: 1, rank: 2),
+        .experts(seed: 5, t: 300, h: 9, f: 7, e: 5, k: 2, rank: 2, dropout: 0.2, crowd: .together),
+        .experts(seed: 6, t: 257, h: 128, f: 64, e: 8, k: 2),
+        .experts(seed: 7, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16, dropout: 0.1, firstRow: 4096),
+        .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16),
+        .experts(seed: 9, t: 1, h: 128, f: 64, e: 8, k: 2, rank: 32),
+        .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together),
+    ]
+}
