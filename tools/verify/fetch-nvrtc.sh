@@ -27,9 +27,9 @@ scratch=$(mktemp -d "$folder/fetch.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM
 curl -fsSL --retry 3 --connect-timeout 20 --max-time 600 -o "$scratch/$wheel" "$address" 2>"$scratch/log" ||
-    pip download -q --no-deps --only-binary :all: --platform manylinux2010_x86_64 -d "$scratch" \
+    pip download -q --retries 1 --no-deps --only-binary :all: --platform manylinux2010_x86_64 -d "$scratch" \
         "nvidia-cuda-nvrtc==$version" >>"$scratch/log" 2>&1 ||
-    fail "NVRTC $version could not be fetched: $(cat "$scratch/log")"
+    fail "NVRTC $version could not be fetched: $(tail -n 3 "$scratch/log")"
 echo "$sha256  $scratch/$wheel" | sha256sum -c --status || fail "$wheel has another checksum than $sha256"
 
 if command -v unzip >/dev/null; then
