@@ -13,7 +13,8 @@ import Testing
         let folder = repository.appending(path: "Sources/CMartletKernels/kernels")
         for name in try FileManager.default.contentsOfDirectory(atPath: folder.path) {
             let text = try String(contentsOf: folder.appending(path: name), encoding: .utf8)
-            #expect(KernelSources.text[name] == text, "\(name) stands in kernels.c")
+            let isEmbedded = KernelSources.text[name] == text
+            #expect(isEmbedded, "\(name) stands in kernels.c")
         }
     }
 
@@ -44,7 +45,10 @@ import Testing
             let text = KernelSources.text[file] ?? ""
             let kernels = text.matches(of: #/__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(/#).map { $0.1 }
             #expect(!kernels.isEmpty, "\(file)")
-            for kernel in kernels { #expect(calls.contains("\"\(kernel)\""), "\(kernel) of \(file)") }
+            for kernel in kernels {
+                let isCalled = calls.contains("\"\(kernel)\"")
+                #expect(isCalled, "\(kernel) of \(file)")
+            }
         }
     }
 
