@@ -21,11 +21,14 @@ extension Checkpoint: WeightSource {
 package final class RandomWeights: WeightSource {
     package let configuration: ModelConfiguration
     private let seed: UInt64
+    /// Router rows from here on are zero, so that nearly all rows go to the experts before it.
+    private let busyExpertCount: Int?
     private let indices: [Weight: UInt64]
 
-    package init(_ configuration: ModelConfiguration, seed: UInt64) {
+    package init(_ configuration: ModelConfiguration, seed: UInt64, busyExpertCount: Int? = nil) {
         self.configuration = configuration
         self.seed = seed
+        self.busyExpertCount = busyExpertCount
         indices = Dictionary(uniqueKeysWithValues: configuration.weights.enumerated().map { ($1, UInt64($0)) })
     }
 
@@ -39,6 +42,9 @@ package final class RandomWeights: WeightSource {
         backend.fillNormal(
             destination, standardDeviation: deviation(of: weight),
             seed: seed &* 0x9E37_79B9_7F4A_7C15 &+ (indices[weight] ?? 0))
+        if weight.kind == .router, let busyExpertCount {
+            backend.zero(destination.rows(min(busyExpertCount, destination.shape[0])..<destination.shape[0]))
+        }
     }
 
     package func releasePages() {}
