@@ -28,9 +28,11 @@ public struct Doctor: Sendable, CustomStringConvertible {
         folder: String = ".", onlyGPU: Bool = false, progress: (Check) -> Void = { _ in }
     ) -> Doctor {
         var doctor = Doctor(checks: [])
-        let general = [machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients]
-        let gpuChecks = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
-        for examination in (onlyGPU ? [] : general) + gpuChecks {
+        let general: [() -> Check] = [
+            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
+        ]
+        let gpuChecks: [() -> Check] = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
+        for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
             progress(check)
