@@ -23,11 +23,16 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public var isSound: Bool { checks.allSatisfy(\.isSound) }
 
     /// Looks at the machine; `folder` is where a file is written to try the disk.
-    public static func examine(folder: String = ".", progress: (Check) -> Void = { _ in }) -> Doctor {
+    /// With `onlyGPU` nothing but the GPU.
+    public static func examine(
+        folder: String = ".", onlyGPU: Bool = false, progress: (Check) -> Void = { _ in }
+    ) -> Doctor {
         var doctor = Doctor(checks: [])
-        for examination in [
-            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients, gpu,
-        ] + (hasGPU ? [gpuInBFloat16, gpuInFloat32, gpuGradients] : []) {
+        let general: [() -> Check] = [
+            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
+        ]
+        let gpuChecks: [() -> Check] = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
+        for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
             progress(check)
@@ -128,7 +133,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
             return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
         } catch {
             return Check(
-                name: "GPU", isSound: true, detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
+                name: "GPU", isSound: true,
+                detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
                 advice: error.remedy)
         }
     }
@@ -150,7 +156,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
     }
 
     private static func gpuGradients() -> Check {
-        examine("gradients of adapters on the GPU, float32, against differences of the loss") { () throws(MartletError) in
+        examine("gradients of adapters on the GPU, float32, against differences of the loss") {
+            () throws(MartletError) in
             try Patient(backend: try CUDABackend(computeDType: .float32)).gradientVerdict(
                 ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
         }

@@ -47,6 +47,7 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Without --model: a random model of this shape: wide, fine, qwen3-30b-a3b.") var preset =
             ShapesName.wide
         @Option(help: "Layers of the random model (default: the preset's).") var layers: Int?
+        @Option(help: "Of the random model: send nearly all tokens to this many experts.") var busyExperts: Int?
         @Option(help: "Tokens of a step.") var tokens = 1024
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
@@ -64,7 +65,7 @@ struct BenchCommand: ParsableCommand {
             (settings.model, settings.preset, settings.layers) = (
                 model, preset.shapes, layers ?? preset.shapes.layerCount
             )
-            (settings.compute, settings.profiles) = (compute.value, profile)
+            (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
             settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
@@ -102,13 +103,20 @@ struct DoctorCommand: ParsableCommand {
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
+    @Flag(help: "Examine the GPU only.") var gpu = false
     @Flag(help: "Compile every GPU kernel instead; needs no GPU.") var kernels = false
     @Flag(help: "Print one JSON object.") var json = false
+
+    func validate() throws {
+        if gpu && kernels { throw ValidationError("--gpu and --kernels exclude each other") }
+    }
 
     func run() throws {
         let report = { (check: Doctor.Check) in if !json { Terminal.say(check.description) } }
         let doctor =
-            kernels ? try Doctor.examineKernels(progress: report) : Doctor.examine(folder: folder, progress: report)
+            kernels
+            ? try Doctor.examineKernels(progress: report)
+            : Doctor.examine(folder: folder, onlyGPU: gpu, progress: report)
         if json { Terminal.say(doctor.json) }
         if !doctor.isSound { throw ExitCode(1) }
     }
