@@ -133,7 +133,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         var first = 0
         for index in 0..<(settings.warmup + settings.steps) {
             let watch = Stopwatch()
+            let launches = (backend as? CUDABackend)?.launchCount ?? 0
             let outcome = try model.benchmarkStep(step, index), loss = outcome.loss
+            result.launchCount = ((backend as? CUDABackend)?.launchCount ?? 0) - launches
             if index == 0 {
                 result.loadMaxOverMean = outcome.meanLoadMaxOverMean
                 first = DeviceMemory.peak(of: backend)
@@ -144,15 +146,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         }
         result.peakByteCount = DeviceMemory.peak(of: backend)
         result.growthByteCount = result.peakByteCount - first
-        if let cuda = backend as? CUDABackend {
-            result.launchCount = try cuda.countLaunches { () throws(MartletError) in
+        if let cuda = backend as? CUDABackend, settings.profiles {
+            result.profile = try cuda.profile { () throws(MartletError) in
                 _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
-            }
-            if settings.profiles {
-                result.profile = try cuda.profile { () throws(MartletError) in
-                    _ = try model.benchmarkStep(step, settings.warmup + settings.steps + 1)
-                }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
-            }
+            }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
         }
         result.peakGigaflops = try TimedOps.gemmPeak(backend, side: backend is CUDABackend ? 8192 : 1024)
         return result
