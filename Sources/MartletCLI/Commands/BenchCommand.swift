@@ -97,14 +97,26 @@ struct DoctorCommand: ParsableCommand {
             and backward and at awkward sizes, with the matrix library against Martlet's own product and with all \
             threads against one; then the gradients of a tiny model against differences of its loss. Exit code 1 if \
             something is broken.
+
+            With --kernels, compiles every GPU kernel for every GPU architecture instead, and keeps what it compiled \
+            (MARTLET_CACHE). That needs NVRTC and no GPU; MARTLET_CUDA_PATH names folders to find NVRTC in.
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
     @Flag(help: "Examine the GPU only.") var gpu = false
+    @Flag(help: "Compile every GPU kernel instead; needs no GPU.") var kernels = false
     @Flag(help: "Print one JSON object.") var json = false
 
+    func validate() throws {
+        if gpu && kernels { throw ValidationError("--gpu and --kernels exclude each other") }
+    }
+
     func run() throws {
-        let doctor = Doctor.examine(folder: folder, onlyGPU: gpu) { if !json { Terminal.say($0.description) } }
+        let report = { (check: Doctor.Check) in if !json { Terminal.say(check.description) } }
+        let doctor =
+            kernels
+            ? try Doctor.examineKernels(progress: report)
+            : Doctor.examine(folder: folder, onlyGPU: gpu, progress: report)
         if json { Terminal.say(doctor.json) }
         if !doctor.isSound { throw ExitCode(1) }
     }

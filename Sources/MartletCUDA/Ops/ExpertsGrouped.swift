@@ -35,7 +35,7 @@ struct GroupedScratch {
 }
 
 /// How the portable kernel is cut: what fits a GPU's shared memory, two blocks a multiprocessor where that is enough.
-private struct PortableTile {
+struct PortableTile {
     static let columns = 128
     let step: Int
     let stages: Int
@@ -49,12 +49,18 @@ private struct PortableTile {
     }
 
     var sharedBytes: Int { stages * step * 2 * (128 + PortableTile.columns) }
+    var defines: [KernelDefine] {
+        [
+            KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", step),
+            KernelDefine("STAGES", stages),
+        ]
+    }
 }
 
 /// One call of the grouped kernels: a layer's experts over the rows of a tile, without a wait for the host.
 struct GroupedExperts {
     /// The four grouped products, numbered as the kernels number them.
-    private enum Mode: Int { case up, down, dact, dx }
+    enum Mode: Int, CaseIterable { case up, down, dact, dx }
 
     private let device: Device
     private let backend: CUDABackend
@@ -226,11 +232,7 @@ struct GroupedExperts {
     ) {
         let tile = PortableTile(capability: device.capability)
         let kernel = device.kernel(
-            "grouped_gemm_sm80.cu", "grouped_gemm",
-            defines + [
-                KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", tile.step),
-                KernelDefine("STAGES", tile.stages),
-            ], sharedBytes: tile.sharedBytes)
+            "grouped_gemm_sm80.cu", "grouped_gemm", defines + tile.defines, sharedBytes: tile.sharedBytes)
         let outputs = mode == .up ? 2 * size.f : mode == .dact ? size.f : size.h
         let weight = mode == .up || mode == .dx ? experts.gateUp_EFH : experts.down_EHF
         let (p, matrix) = adapterOperands(mode)
