@@ -53,7 +53,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
-    /// GFLOP/s of this machine's matrix product at 1024 cubed.
+    /// GFLOP/s of a large matrix product on the same device.
     public var peakGigaflops: Double
     /// Bytes of the arena, as planned.
     public var plannedByteCount: Int
@@ -151,7 +151,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
             }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
         }
-        result.peakGigaflops = try TimedOps.gemmPeak(backend, side: backend is CUDABackend ? 8192 : 1024)
+        result.peakGigaflops = try Roofs.gigaflops(of: backend)
         return result
     }
 
