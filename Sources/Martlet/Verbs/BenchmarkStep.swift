@@ -22,6 +22,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var tokenCount = 1024
         /// Rank of the adapter on every projection and expert.
         public var rank = 16
+        /// What the optimizer keeps its moments in.
+        public var optim = Recipe.OptimizerType.adamw
         /// Steps measured.
         public var steps = 5
         /// Steps before those.
@@ -110,7 +112,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let backend = try settings.compute.makeBackend()
         let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
-        let modelSettings = ModelSettings(.lora, adapter: lora)
+        var modelSettings = ModelSettings(.lora, adapter: lora)
+        modelSettings.quantizesMoments = settings.optim == .adamw8Bit
         let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
             stepTokens: step.tokenCount,
@@ -128,7 +131,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             stepSeconds: [],
             losses: [], flops: c.stepFlops(step, rank: settings.rank), peakGigaflops: 0,
             plannedByteCount: planned, processByteCount: before, peakByteCount: 0, growthByteCount: 0,
-            choice: "tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
+            choice: "\(settings.optim.rawValue), tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         var first = 0
         for index in 0..<(settings.warmup + settings.steps) {
@@ -242,11 +245,8 @@ extension Model {
         let outcome = try trainStep(step, index: index)
         _ = backend.sumsOfSquares(of: parameters.map(\.gradient))
         backend.adamW(
-            parameters.map {
-                AdamWParameter(
-                    value: $0.value, gradient: $0.gradient, firstMoment: $0.firstMoment,
-                    secondMoment: $0.secondMoment, weightDecay: 0)
-            }, AdamWSettings(), step: index + 1, learningRate: 1e-4, gradientScale: 1)
+            parameters.map { $0.adamW(weightDecay: 0) }, AdamWSettings(), step: index + 1, learningRate: 1e-4,
+            gradientScale: 1)
         try backend.finish()
         return outcome
     }

@@ -53,6 +53,7 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
         @Option(help: "Rank of the adapter.") var rank = 16
+        @Option(help: "adamw, or adamw_8bit: moments in a quarter of the memory.") var optim = OptimizerName.adamw
         @Option(help: "Steps measured.") var steps = 5
         @Option(help: "Steps before those.") var warmup = 2
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
@@ -68,6 +69,7 @@ struct BenchCommand: ParsableCommand {
             )
             (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
+            settings.optim = optim.type
             settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
             settings.sequenceLength = sequenceLength
@@ -88,6 +90,11 @@ struct BenchCommand: ParsableCommand {
 enum ShapesName: String, ExpressibleByArgument, CaseIterable {
     case wide, fine, qwen30b = "qwen3-30b-a3b"
     var shapes: OpBenchmark.Shapes { OpBenchmark.Shapes(rawValue: rawValue) ?? .wide }
+}
+
+enum OptimizerName: String, ExpressibleByArgument, CaseIterable {
+    case adamw, adamw8Bit = "adamw_8bit"
+    var type: Recipe.OptimizerType { Recipe.OptimizerType(rawValue: rawValue) ?? .adamw }
 }
 
 struct DoctorCommand: ParsableCommand {
