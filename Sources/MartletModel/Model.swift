@@ -63,7 +63,7 @@ package final class Model {
         for (weight, tensor) in memory.outerWeights { try read(weight, into: tensor) }
         for parameter in wholes.values { try read(parameter.weight, into: parameter.value) }
         source.releasePages()
-        backend.zero(parameters.flatMap { [$0.firstMoment, $0.secondMoment] })
+        backend.zero(parameters.flatMap { $0.state.map(\.tensor) })
         let c = configuration, half = c.headSize / 2
         var cosine = [Float](), sine = [Float]()
         for position in 0..<plan.maximumLength {

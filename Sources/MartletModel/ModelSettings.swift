@@ -20,6 +20,8 @@ package struct ModelSettings: Sendable, Equatable {
     package var auxiliaryLossCoefficient: Double = 0
     /// Coefficient of the router z loss (ST-MoE); only with `trainsRouter`.
     package var zLossCoefficient: Double = 0
+    /// Keep the optimizer's moments in 8 bits.
+    package var quantizesMoments = false
     /// Seeds adapter initialisation and dropout.
     package var seed: UInt64 = 0
 

@@ -15,12 +15,15 @@ package struct Parameter: Sendable {
     package var gradient: Tensor
     package var firstMoment: Tensor
     package var secondMoment: Tensor
+    /// Of moments in 8 bits; nil where they are float32.
+    package var scales: MomentScales?
     /// Extent of the leading per-expert axis: an expert that saw no token rightly has a zero gradient.
     package var expertCount: Int?
 
     package init(
         name: String, group: String, weight: Weight, role: Role, value: Tensor, working: Tensor? = nil,
-        gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, expertCount: Int? = nil
+        gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, scales: MomentScales? = nil,
+        expertCount: Int? = nil
     ) {
         self.name = name
         self.group = group
@@ -31,7 +34,21 @@ package struct Parameter: Sendable {
         self.gradient = gradient
         self.firstMoment = firstMoment
         self.secondMoment = secondMoment
+        self.scales = scales
         self.expertCount = expertCount
+    }
+
+    /// The optimizer's memory of it, under names that torch and bitsandbytes gave.
+    package var state: [(name: String, tensor: Tensor)] {
+        let moments = [("exp_avg", firstMoment), ("exp_avg_sq", secondMoment)]
+        return moments + (scales.map { [("exp_avg_absmax", $0.first), ("exp_avg_sq_absmax", $0.second)] } ?? [])
+    }
+
+    /// As the optimizer updates it.
+    package func adamW(weightDecay: Float) -> AdamWParameter {
+        AdamWParameter(
+            value: value, gradient: gradient, firstMoment: firstMoment, secondMoment: secondMoment, scales: scales,
+            weightDecay: weightDecay)
     }
 }
 

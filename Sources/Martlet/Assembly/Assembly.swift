@@ -40,6 +40,7 @@ package struct Assembly {
                     targets: try Targets(configuration: configuration).selected(by: recipe)))
         }
         settings.seed = UInt64(recipe.seed)
+        settings.quantizesMoments = recipe.optim == .adamw8Bit
         guard recipe.trainRouter else { return settings }
         guard let experts = configuration.experts, configuration.isSparse.contains(true) else {
             throw recipe.refusal(

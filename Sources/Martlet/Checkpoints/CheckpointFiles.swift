@@ -10,9 +10,8 @@ struct CheckpointFiles {
     private static let parametersName = "parameters.safetensors"
     private static let optimizerName = "optimizer.safetensors"
 
-    /// The tensors of the optimizer's file, named as torch names AdamW's state.
     private var moments: [(name: String, tensor: Tensor)] {
-        parameters.flatMap { [($0.name + ".exp_avg", $0.firstMoment), ($0.name + ".exp_avg_sq", $0.secondMoment)] }
+        parameters.flatMap { parameter in parameter.state.map { (parameter.name + "." + $0.name, $0.tensor) } }
     }
     private var values: [(name: String, tensor: Tensor)] { parameters.map { ($0.name, $0.value) } }
 

@@ -46,6 +46,8 @@ public struct Recipe: Sendable, Equatable {
 
     // MARK: Optimizer
 
+    /// What the optimizer keeps its moments in.
+    public var optim = OptimizerType.adamw
     /// Peak learning rate; by default 2e-4 for an adapter and 1e-5 for the whole model.
     public var learningRate: Double?
     /// How the learning rate moves after the warmup.
@@ -145,6 +147,12 @@ extension Recipe {
 
     /// The tokens that count in the loss: the assistant's, all of them, or the last assistant turn's.
     public enum LossTokens: String, Sendable, CaseIterable { case assistant, all, last }
+
+    /// AdamW with moments in float32, or in 8 bits (a quarter of the memory).
+    public enum OptimizerType: String, Sendable, CaseIterable {
+        case adamw
+        case adamw8Bit = "adamw_8bit"
+    }
 
     /// The learning-rate schedules of transformers.
     public enum SchedulerType: String, Sendable, CaseIterable {

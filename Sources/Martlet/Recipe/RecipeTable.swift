@@ -50,6 +50,7 @@ extension RecipeKey {
     ]
 
     private static let optimizerKeys: [RecipeKey] = [
+        .choice("optim", \.optim, "AdamW; adamw_8bit keeps its two moments in a quarter of the memory"),
         .number(
             "learning_rate", \.learningRate, .positive, default: "2e-4 for lora, 1e-5 for full", "peak learning rate"),
         .choice("lr_scheduler_type", \.lrSchedulerType, "how the learning rate moves after the warmup"),

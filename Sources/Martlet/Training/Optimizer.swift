@@ -24,13 +24,9 @@ package struct Optimizer {
         _ parameters: [Parameter], gradientNorm: Double, step: Int, learningRate: Double, on backend: any Backend
     ) {
         let scale = Float(clippingScale(forNorm: gradientNorm))
-        let parameters = parameters.map {
-            AdamWParameter(
-                value: $0.value, gradient: $0.gradient, firstMoment: $0.firstMoment, secondMoment: $0.secondMoment,
-                weightDecay: $0.isDecayed ? settings.weightDecay : 0)
-        }
         backend.adamW(
-            parameters, settings, step: step, learningRate: Float(learningRate), gradientScale: scale)
+            parameters.map { $0.adamW(weightDecay: $0.isDecayed ? settings.weightDecay : 0) }, settings, step: step,
+            learningRate: Float(learningRate), gradientScale: scale)
     }
 }
 

@@ -22,6 +22,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var tokenCount = 1024
         /// Rank of the adapter on every projection and expert.
         public var rank = 16
+        /// What the optimizer keeps its moments in.
+        public var optim = Recipe.OptimizerType.adamw
         /// Steps measured.
         public var steps = 5
         /// Steps before those.
@@ -53,7 +55,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
-    /// GFLOP/s of this machine's matrix product at 1024 cubed.
+    /// GFLOP/s of a large matrix product on the same device.
     public var peakGigaflops: Double
     /// Bytes of the arena, as planned.
     public var plannedByteCount: Int
@@ -110,7 +112,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let backend = try settings.compute.makeBackend()
         let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
-        let modelSettings = ModelSettings(.lora, adapter: lora)
+        var modelSettings = ModelSettings(.lora, adapter: lora)
+        modelSettings.quantizesMoments = settings.optim == .adamw8Bit
         let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
             stepTokens: step.tokenCount,
@@ -128,12 +131,15 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             stepSeconds: [],
             losses: [], flops: c.stepFlops(step, rank: settings.rank), peakGigaflops: 0,
             plannedByteCount: planned, processByteCount: before, peakByteCount: 0, growthByteCount: 0,
-            choice: "tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
+            choice:
+                "\(settings.optim.rawValue), tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         var first = 0
         for index in 0..<(settings.warmup + settings.steps) {
             let watch = Stopwatch()
+            let launches = (backend as? CUDABackend)?.launchCount ?? 0
             let outcome = try model.benchmarkStep(step, index), loss = outcome.loss
+            result.launchCount = ((backend as? CUDABackend)?.launchCount ?? 0) - launches
             if index == 0 {
                 result.loadMaxOverMean = outcome.meanLoadMaxOverMean
                 first = DeviceMemory.peak(of: backend)
@@ -144,17 +150,12 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         }
         result.peakByteCount = DeviceMemory.peak(of: backend)
         result.growthByteCount = result.peakByteCount - first
-        if let cuda = backend as? CUDABackend {
-            result.launchCount = try cuda.countLaunches { () throws(MartletError) in
+        if let cuda = backend as? CUDABackend, settings.profiles {
+            result.profile = try cuda.profile { () throws(MartletError) in
                 _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
-            }
-            if settings.profiles {
-                result.profile = try cuda.profile { () throws(MartletError) in
-                    _ = try model.benchmarkStep(step, settings.warmup + settings.steps + 1)
-                }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
-            }
+            }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
         }
-        result.peakGigaflops = try TimedOps.gemmPeak(backend, side: backend is CUDABackend ? 8192 : 1024)
+        result.peakGigaflops = try Roofs.gigaflops(of: backend)
         return result
     }
 
@@ -245,11 +246,8 @@ extension Model {
         let outcome = try trainStep(step, index: index)
         _ = backend.sumsOfSquares(of: parameters.map(\.gradient))
         backend.adamW(
-            parameters.map {
-                AdamWParameter(
-                    value: $0.value, gradient: $0.gradient, firstMoment: $0.firstMoment,
-                    secondMoment: $0.secondMoment, weightDecay: 0)
-            }, AdamWSettings(), step: index + 1, learningRate: 1e-4, gradientScale: 1)
+            parameters.map { $0.adamW(weightDecay: 0) }, AdamWSettings(), step: index + 1, learningRate: 1e-4,
+            gradientScale: 1)
         try backend.finish()
         return outcome
     }

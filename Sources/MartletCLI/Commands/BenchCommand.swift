@@ -8,28 +8,29 @@ struct BenchCommand: ParsableCommand {
 
     struct Ops: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Time each op, as shares of the machine's own matrix product and memory speed.",
+            abstract: "Time each op, as shares of the device's own matrix product and memory speed.",
             discussion: """
-                gemm% is the share of the matrix product's GFLOP/s, mem% the share of a vector addition's GB/s: an op \
-                near 100% of either is as fast as this machine allows.
+                product% is the share of a large matrix product's speed, memory% of a large copy's or addition's, both \
+                measured in the same run: an op near 100% of either is as fast as this device allows.
 
                   martlet bench ops --shapes wide --tokens 512
+                  martlet bench ops --device cuda --shapes qwen3-30b-a3b --tokens 4096
                   martlet bench ops --only experts --only attention
                 """)
 
         @Option(help: "wide, fine (128 small experts) or qwen3-30b-a3b (a layer of it).") var shapes = ShapesName.wide
         @Option(help: "Tokens of the tile.") var tokens = 512
         @Option(help: "Measure only this op. May be repeated.") var only: [String] = []
-        @Option(help: "CPU threads (default: all cores).") var threads: Int?
+        @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false
 
         func run() throws {
-            if !json { Terminal.say(OpBenchmark.header) }
-            let result = try OpBenchmark.run(shapes: shapes.shapes, tokens: tokens, only: only, threads: threads) {
-                row in
-                if !json { Terminal.say(row.description) }
+            let result = try OpBenchmark.run(
+                shapes: shapes.shapes, tokens: tokens, only: only, compute: compute.value
+            ) { line in
+                if !json { Terminal.say(line) }
             }
-            Terminal.say(json ? result.json : result.summary)
+            if json { Terminal.say(result.json) }
         }
     }
 
@@ -52,6 +53,7 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
         @Option(help: "Rank of the adapter.") var rank = 16
+        @Option(help: "adamw, or adamw_8bit: moments in a quarter of the memory.") var optim = OptimizerName.adamw
         @Option(help: "Steps measured.") var steps = 5
         @Option(help: "Steps before those.") var warmup = 2
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
@@ -67,6 +69,7 @@ struct BenchCommand: ParsableCommand {
             )
             (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
+            settings.optim = optim.type
             settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
             settings.sequenceLength = sequenceLength
@@ -87,6 +90,11 @@ struct BenchCommand: ParsableCommand {
 enum ShapesName: String, ExpressibleByArgument, CaseIterable {
     case wide, fine, qwen30b = "qwen3-30b-a3b"
     var shapes: OpBenchmark.Shapes { OpBenchmark.Shapes(rawValue: rawValue) ?? .wide }
+}
+
+enum OptimizerName: String, ExpressibleByArgument, CaseIterable {
+    case adamw, adamw8Bit = "adamw_8bit"
+    var type: Recipe.OptimizerType { Recipe.OptimizerType(rawValue: rawValue) ?? .adamw }
 }
 
 struct DoctorCommand: ParsableCommand {

@@ -25,16 +25,24 @@ extension CPUBackend {
             size: Float(Double(learningRate) / correction1), root: Float(1 / correction2.squareRoot()),
             epsilon: settings.epsilon, gradientScale: gradientScale)
         let parameter = tensors.value.floats, gradient = tensors.gradient.floats
+        if let scales = tensors.scales {
+            let first = BlockMoment(tensors.firstMoment, scales.first, .signed)
+            let second = BlockMoment(tensors.secondMoment, scales.second, .unsigned)
+            workers.run(over: count, by: elementsPerTask) { range, _ in
+                update.apply(range, parameter, gradient, first, second)
+            }
+            return
+        }
         let first = tensors.firstMoment.floats, second = tensors.secondMoment.floats
         workers.run(over: count, by: elementsPerTask) { range, _ in
             let i = range.lowerBound
-            update.apply(range.count, parameter + i, gradient + i, first + i, second + i)
+            update.apply(range.count, parameter + i, gradient + i, first + i, second + i, root: squareRoot)
         }
     }
 }
 
 /// The numbers of one step, the same for every element.
-private struct AdamWUpdate {
+struct AdamWUpdate {
     var decay: Float
     var beta1: Float
     var beta2: Float
@@ -43,22 +51,25 @@ private struct AdamWUpdate {
     var epsilon: Float
     var gradientScale: Float
 
-    func apply(_ count: Int, _ parameter: Floats, _ gradient: Floats, _ first: Floats, _ second: Floats) {
+    @inline(__always) func apply(
+        _ count: Int, _ parameter: Floats, _ gradient: Floats, _ first: Floats, _ second: Floats,
+        root: (Lanes) -> Lanes
+    ) {
         forEachLanes(count) {
-            let new = updated(load(parameter + $0), load(gradient + $0), load(first + $0), load(second + $0))
+            let new = updated(load(parameter + $0), load(gradient + $0), load(first + $0), load(second + $0), root)
             store(new.parameter, to: parameter + $0)
             store(new.first, to: first + $0)
             store(new.second, to: second + $0)
         } tail: {
             let new = updated(
                 Lanes(repeating: parameter[$0]), Lanes(repeating: gradient[$0]), Lanes(repeating: first[$0]),
-                Lanes(repeating: second[$0]))
+                Lanes(repeating: second[$0]), root)
             (parameter[$0], first[$0], second[$0]) = (new.parameter[0], new.first[0], new.second[0])
         }
     }
 
     @inline(__always) private func updated(
-        _ parameter: Lanes, _ gradient: Lanes, _ first: Lanes, _ second: Lanes
+        _ parameter: Lanes, _ gradient: Lanes, _ first: Lanes, _ second: Lanes, _ squareRoot: (Lanes) -> Lanes
     ) -> (parameter: Lanes, first: Lanes, second: Lanes) {
         let g = gradient * gradientScale
         let m = first * beta1 + g * (1 - beta1)

@@ -44,18 +44,19 @@ extension CUDABackend {
         _ parameters: [AdamWParameter], _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
     ) {
         precondition(step >= 1)
-        guard !parameters.isEmpty else { return }
         let correction1 = 1 - Double(settings.beta1).raised(to: Double(step))
         let correction2 = 1 - Double(settings.beta2).raised(to: Double(step))
+        let numbers: [KernelArgument] = [
+            .float(learningRate), .float(settings.beta1), .float(settings.beta2),
+            .float(Float(Double(learningRate) / correction1)), .float(Float(1 / correction2.squareRoot())),
+            .float(settings.epsilon), .float(gradientScale),
+        ]
         device.timed("adamW") {
-            let table = tables.table(of: parameters.map(TensorTables.Entry.init))
-            launchChunks(
-                "adamw", table,
-                [
-                    .float(learningRate), .float(settings.beta1), .float(settings.beta2),
-                    .float(Float(Double(learningRate) / correction1)), .float(Float(1 / correction2.squareRoot())),
-                    .float(settings.epsilon), .float(gradientScale),
-                ])
+            for (entry, hasScales) in [("adamw", false), ("adamw_8bit", true)] {
+                let list = parameters.filter { ($0.scales != nil) == hasScales }
+                guard !list.isEmpty else { continue }
+                launchChunks(entry, tables.table(of: list.map(TensorTables.Entry.init)), numbers)
+            }
         }
     }
 
@@ -71,9 +72,16 @@ extension CUDABackend {
 
 extension TensorTables.Entry {
     fileprivate init(_ parameter: AdamWParameter) {
-        let state = [parameter.gradient, parameter.firstMoment, parameter.secondMoment]
-        precondition(state.allSatisfy { $0.dtype == .float32 && $0.count == parameter.value.count })
+        let moments = [parameter.firstMoment, parameter.secondMoment], count = parameter.value.count
+        let stored = parameter.scales == nil ? DType.float32 : .uint8
+        precondition(parameter.gradient.dtype == .float32 && parameter.gradient.count == count)
+        precondition(moments.allSatisfy { $0.dtype == stored && $0.count == count })
         self.init(parameter.value)
+        if let scales = parameter.scales {
+            precondition(scales.first.count == MomentScales.count(for: count) && scales.first.dtype == .float32)
+            precondition(scales.second.count == scales.first.count && scales.second.dtype == .float32)
+            (firstScale, secondScale) = (scales.first.address, scales.second.address)
+        }
         gradient = parameter.gradient.address
         firstMoment = parameter.firstMoment.address
         secondMoment = parameter.secondMoment.address

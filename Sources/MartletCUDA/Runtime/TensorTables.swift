@@ -9,6 +9,8 @@ final class TensorTables {
         var gradient: UInt = 0
         var firstMoment: UInt = 0
         var secondMoment: UInt = 0
+        var firstScale: UInt = 0
+        var secondScale: UInt = 0
         var count: Int
         var weightDecay: Float = 0
         /// Its first chunk; known only on the device.

@@ -119,6 +119,7 @@ package protocol Backend: AnyObject {
     /// Whether every element is finite.
     func isFinite(_ x_N: Tensor) -> Bool
     /// AdamW (Loshchilov & Hutter 2019) with bias correction; gradients are multiplied by `gradientScale` (clipping).
+    /// Moments may be float32 or of 8 bits; those of 8 bits have the same bytes on every backend.
     func adamW(
         _ parameters: [AdamWParameter], _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float)
 

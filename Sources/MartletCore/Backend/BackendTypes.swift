@@ -190,21 +190,41 @@ package struct AdamWSettings: Sendable, Equatable, Codable {
     }
 }
 
-/// One tensor that the optimizer updates, with its state; all float32.
+/// One tensor that the optimizer updates, with its state. Value and gradient are float32; so are the moments, unless
+/// there are scales: then they are uint8, and a moment is entry `code` of `MomentTable` times the scale of its block.
 package struct AdamWParameter: Sendable {
     package var value: Tensor
     package var gradient: Tensor
     package var firstMoment: Tensor
     package var secondMoment: Tensor
+    package var scales: MomentScales?
     /// In place of the settings' own.
     package var weightDecay: Float
 
-    package init(value: Tensor, gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, weightDecay: Float) {
+    package init(
+        value: Tensor, gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, scales: MomentScales? = nil,
+        weightDecay: Float
+    ) {
         self.value = value
         self.gradient = gradient
         self.firstMoment = firstMoment
         self.secondMoment = secondMoment
+        self.scales = scales
         self.weightDecay = weightDecay
+    }
+}
+
+/// The scales of moments stored in 8 bits: the largest magnitude of each block of `blockSize` elements, float32.
+package struct MomentScales: Sendable {
+    package var first: Tensor
+    package var second: Tensor
+
+    package static let blockSize = 256
+    package static func count(for elements: Int) -> Int { ceilDiv(elements, blockSize) }
+
+    package init(first: Tensor, second: Tensor) {
+        self.first = first
+        self.second = second
     }
 }
 

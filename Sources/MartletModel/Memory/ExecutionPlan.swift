@@ -109,6 +109,7 @@ package struct Planner {
                 ? "\(layers + 1) x \(plan.stepTokens) tokens, and their gradient" : "\(plan.stepTokens) tokens"
         case .kept: "\(plan.keptLayers) of \(layers) layers keep activations, the others recompute"
         case .workspace: "tiles of \(plan.tileTokens) tokens"
+        case .optimizer: settings.quantizesMoments ? "moments of 8 bits, a scale for each 256" : nil
         case .cache: "\(plan.stepTokens) tokens of context"
         default: nil
         }
@@ -129,7 +130,8 @@ package struct Planner {
             in: "the memory plan", because: rows,
             fix: tokens > 0
                 ? "use at most \(tokens) tokens a step (max_length x batch x accumulation), or raise memory_limit"
-                : "even one token does not fit: raise memory_limit, lower lora_r, or use a smaller model")
+                : "even one token does not fit: raise memory_limit, lower lora_r, write 'optim: adamw_8bit', or use a smaller model"
+        )
     }
 
     /// The largest n in 0...bound that fits, where fitting is monotone and 0 fits.

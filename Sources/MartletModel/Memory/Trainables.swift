@@ -6,10 +6,12 @@ struct Trainables {
     var applied: [Weight: (a: Tensor, b: Tensor)] = [:]
     private let arena: Arena
     private let dtype: DType
+    private let quantizesMoments: Bool
 
     init(_ c: ModelConfiguration, _ settings: ModelSettings, in arena: Arena, _ dtype: DType) {
         self.arena = arena
         self.dtype = dtype
+        quantizesMoments = settings.quantizesMoments
         if settings.method == .full {
             for weight in c.weights where weight.kind != .router { add(c, weight) }
         }
@@ -43,13 +45,18 @@ struct Trainables {
     }
 
     private mutating func add(_ weight: Weight, _ role: Parameter.Role, group: String, _ shape: Shape, experts: Int?) {
+        // Rows of the embedding see very different gradients; with bitsandbytes too they keep float32 moments.
+        let quantizes = quantizesMoments && weight != .embedding
+        let moment = quantizes ? DType.uint8 : .float32, blocks: Shape = [MomentScales.count(for: shape.count)]
+        func scale() -> Tensor { arena.carve(blocks, .float32, for: .optimizer) }
         parameters.append(
             Parameter(
                 name: "\(weight.name).\(role.rawValue)", group: group, weight: weight, role: role,
                 value: arena.carve(shape, .float32, for: .adapters),
                 working: role == .whole || dtype == .float32 ? nil : arena.carve(shape, dtype, for: .adapters),
                 gradient: arena.carve(shape, .float32, for: .gradients),
-                firstMoment: arena.carve(shape, .float32, for: .optimizer),
-                secondMoment: arena.carve(shape, .float32, for: .optimizer), expertCount: experts))
+                firstMoment: arena.carve(shape, moment, for: .optimizer),
+                secondMoment: arena.carve(shape, moment, for: .optimizer),
+                scales: quantizes ? MomentScales(first: scale(), second: scale()) : nil, expertCount: experts))
     }
 }
