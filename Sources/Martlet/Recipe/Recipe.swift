@@ -171,7 +171,6 @@ extension Recipe {
         case merged
     }
 
-
     /// ``learningRate``, or the method's default.
     public var effectiveLearningRate: Double { learningRate ?? (method == .lora ? 2e-4 : 1e-5) }
 

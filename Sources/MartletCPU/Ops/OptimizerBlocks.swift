@@ -45,8 +45,9 @@ struct BlockMoment {
 
 extension AdamWUpdate {
     /// Whole blocks of a parameter: decoded, updated, coded again.
-    func apply(_ range: Range<Int>, _ parameter: Floats, _ gradient: Floats, _ first: BlockMoment, _ second: BlockMoment)
-    {
+    func apply(
+        _ range: Range<Int>, _ parameter: Floats, _ gradient: Floats, _ first: BlockMoment, _ second: BlockMoment
+    ) {
         let size = MomentScales.blockSize
         withUnsafeTemporaryAllocation(of: Float.self, capacity: 2 * size) { moments in
             guard let m = moments.baseAddress else { return }
