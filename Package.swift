@@ -45,7 +45,9 @@ let package = Package(
         // Floor 4: the public library.
         .target(
             name: "Martlet",
-            dependencies: ["MartletCore", "MartletCPU", "MartletCUDA", "MartletData", "MartletModel", "CMartletSystem"],
+            dependencies: [
+                "MartletCore", "MartletCPU", "MartletCUDA", "MartletData", "MartletModel", "CMartletSystem",
+            ],
             swiftSettings: strict, linkerSettings: [.linkedLibrary(":libyaml.a")]),
 
         // The door.
@@ -61,6 +63,9 @@ let package = Package(
         .testTarget(name: "CoreTests", dependencies: ["MartletCore", "MartletTestSupport"], swiftSettings: strict),
         .testTarget(
             name: "CPUTests", dependencies: ["MartletCPU", "MartletCore", "MartletTestSupport"], swiftSettings: strict),
+        .testTarget(
+            name: "CUDATests", dependencies: ["MartletCUDA", "MartletCore", "MartletTestSupport"],
+            swiftSettings: strict),
         .testTarget(
             name: "DataTests", dependencies: ["MartletData", "MartletCore", "MartletTestSupport"],
             resources: [.copy("TemplateGoldens"), .copy("TokenizerGoldens")], swiftSettings: strict),

@@ -9,6 +9,7 @@ package final class CPUBackend: Backend {
     package let name: String
     package let preferredTileTokens = 2048
     package let fetchesWeightsSlowly = false
+    package let keepsLowProducts = false
 
     let workers: Workers
     let product: MatrixProduct

@@ -9,6 +9,7 @@ package final class CUDABackend: Backend {
     package let name: String
     package let preferredTileTokens = 16384
     package let fetchesWeightsSlowly = true
+    package let keepsLowProducts = true
 
     let device: Device
     let blas: BLAS

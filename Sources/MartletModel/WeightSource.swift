@@ -15,17 +15,20 @@ extension Checkpoint: WeightSource {
     package func releasePages() { tensors.releasePages() }
 }
 
-/// Weights of a model that is on no disk, for benchmarks: norms one, the embedding N(0, 1), projections N(0, 1 / inputs),
-/// those that write into the residual stream narrower by sqrt(2 x layers). So every layer's output counts, and tokens spread over the
-/// experts (N(0, 0.02) everywhere sends most of them to a few).
+/// Weights of a model that is on no disk, for benchmarks: norms one, the embedding N(0, 1), projections N(0, 0.02), those
+/// that write into the residual stream narrower by sqrt(2 x layers). So tokens spread over the experts as in a trained model; N(0, 0.02)
+/// everywhere sends most of them to a few.
 package final class RandomWeights: WeightSource {
     package let configuration: ModelConfiguration
     private let seed: UInt64
+    /// Router rows from here on are zero, so that nearly all rows go to the experts before it.
+    private let busyExpertCount: Int?
     private let indices: [Weight: UInt64]
 
-    package init(_ configuration: ModelConfiguration, seed: UInt64) {
+    package init(_ configuration: ModelConfiguration, seed: UInt64, busyExpertCount: Int? = nil) {
         self.configuration = configuration
         self.seed = seed
+        self.busyExpertCount = busyExpertCount
         indices = Dictionary(uniqueKeysWithValues: configuration.weights.enumerated().map { ($1, UInt64($0)) })
     }
 
@@ -39,16 +42,18 @@ package final class RandomWeights: WeightSource {
         backend.fillNormal(
             destination, standardDeviation: deviation(of: weight),
             seed: seed &* 0x9E37_79B9_7F4A_7C15 &+ (indices[weight] ?? 0))
+        if weight.kind == .router, let busyExpertCount {
+            backend.zero(destination.rows(min(busyExpertCount, destination.shape[0])..<destination.shape[0]))
+        }
     }
 
     package func releasePages() {}
 
     private func deviation(of weight: Weight) -> Float {
-        let narrow = 1 / Float(configuration.shape(of: weight)[-1]).squareRoot()
         switch weight {
-        case .embedding: return 1
-        case .output, .down, .expertsDown: return narrow / Float(2 * configuration.layerCount).squareRoot()
-        default: return narrow
+        case .embedding: 1
+        case .output, .down, .expertsDown: 0.02 / Float(2 * configuration.layerCount).squareRoot()
+        default: 0.02
         }
     }
 }

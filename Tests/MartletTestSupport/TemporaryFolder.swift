@@ -23,6 +23,10 @@ package final class TemporaryFolder {
     @discardableResult
     package func write(_ text: String, to name: String) throws -> String { try write(Array(text.utf8), to: name) }
 
+    package func bytes(_ name: String) throws -> [UInt8] {
+        Array(try Data(contentsOf: URL(fileURLWithPath: file(name))))
+    }
+
     /// The names in the folder, hidden ones too.
     package var names: [String] { get throws { try FileManager.default.contentsOfDirectory(atPath: path).sorted() } }
 }

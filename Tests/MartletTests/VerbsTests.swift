@@ -189,7 +189,8 @@ import Testing
     @Test func stepsAreMeasured() throws {
         var settings = StepBenchmark.Settings()
         (settings.model, settings.tokens, settings.tokenCount) = (model, Array(0..<8), 8)
-        (settings.rank, settings.steps, settings.warmup, settings.threads) = (2, 2, 0, 1)
+        (settings.rank, settings.steps, settings.warmup) = (2, 2, 0)
+        settings.compute = Compute(device: .cpu, threads: 1)
         let result = try StepBenchmark.run(settings)
         let json = try JSON(parsing: result.json)
         #expect(json["losses"]?.array?.count == 2 && (json["tokens_per_second"]?.number ?? 0) > 0)

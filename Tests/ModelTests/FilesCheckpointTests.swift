@@ -9,7 +9,7 @@ import Testing
         let backend = CPUBackend(threads: 1), shape = checkpoint.configuration.shape(of: weight)
         let arena = try backend.makeArena(byteCount: shape.count * 4 + 256)
         let tensor = arena.carve(shape, for: .weights)
-        try checkpoint.read(weight, into: tensor, using: backend)
+        try checkpoint.read(weight, into: tensor, using: backend, checksValues: true)
         var values = [Float](repeating: .nan, count: shape.count)
         values.withUnsafeMutableBytes { backend.download(tensor, into: $0) }
         return values

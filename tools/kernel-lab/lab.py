@@ -162,7 +162,7 @@ class Experts:
                         DX: (self.q1, self.a1)}[mode] if self.A else (None, None)
         grid = (self.R // 128 + self.E) * -(-outputs // TILE_COLUMNS)
         Module("grouped_gemm_sm80", TILE_COLUMNS=TILE_COLUMNS, STEP=STEP, STAGES=STAGES, **defines)(
-            "grouped_gemm", int(os.environ.get("GRID", grid)), TILE_COLUMNS, rows, b, a_ext, b_ext, rows, *rest,
+            "grouped_gemm", grid, TILE_COLUMNS, rows, b, a_ext, b_ext, rows, *rest,
             shared=STAGES * STEP * 2 * (128 + TILE_COLUMNS))
 
     def project(self, source, matrix, p, weighted, gathers):

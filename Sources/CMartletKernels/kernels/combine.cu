@@ -3,7 +3,7 @@
 // Math       combine           y[t] += sum over k of weight[t, k] * rows[position[t, k]]
 //            combine_backward  dx[t] += sum over k of rows[position[t, k]];  dweight[t, k] = sum over n of partial[n][position]
 // Shapes     rows bf16 [R, H]; position int32 [R] (routing.cu); weight, dweight float [T, K]; y, dx bf16 [T, H]; partial float
-//            [N, R] (grouped_gemm_sm90.cu, DACT). H a multiple of 8.
+//            [N, R] (DACT of the grouped GEMM). H a multiple of 8.
 // Budget     bytes 2 R H + 4 T H. Bound by bytes.
 // Launch     -DHIDDEN -DTOP_K; <<<T, 256>>>.
 // Numerics   float sums, k = 0, 1, ... in order, one rounding at the end: reproducible, no atomics.

@@ -5,23 +5,25 @@
 //            DACT  dact_RF  = dy[token] Wd + q2 A2; dgateUp_RF = weight * dSwiGLU(gateUp, dact), act again,
 //                  partial[n][r] = <act, dact> over the columns of tile n (their sum is the routing weight's gradient)
 //            DX    dx_RH    = dgateUp Wgu + q1 A1
-//            The adapter is one more step of K: [x | p] [W | B]. p1, p2, q1, q2 [R, r] carry its scale (lora_project.cu).
+//            The adapter is one more step of K, the first: [p | x] [B | W]. p1, p2, q1, q2 [R, r] carry its scale
+//            (lora_project.cu).
 // Shapes     rows in the order of `order_R`; Wgu [E, 2F, H] (gate rows first) and Wd [E, H, F] as in checkpoints; A [E, r, I],
 //            B [E, O, r]; partial [ceil(F / TILE_COLUMNS), R]. F and H multiples of 8, r of 8; edges of tiles are
 //            predicated, so any counts of rows are right.
 // Budget     UP and DX 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
-// Design     a ring of STAGES steps of K filled by cp.async; each warp multiplies 64 rows x 64 columns, its operands for the
-//            next 16 of K fetched under the products of these. A tile of at most 64 rows: 64 rows x 32 columns a warp. Two
-//            small blocks a multiprocessor, so that one's epilogue runs under the other's products.
-// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter) -DTILE_COLUMNS -DSTEP -DSTAGES; TILE_COLUMNS threads;
-//            STAGES * STEP * 2 * (128 + TILE_COLUMNS) bytes of dynamic shared memory; any grid, best
-//            (R / 128 + E) * ceil(O / TILE_COLUMNS), O = 2F (UP), H (DOWN, DX), F (DACT). Candidates:
+// Design     a ring of STAGES steps of K filled by cp.async; each warp multiplies 64 rows x 64 columns (32 in a tile of at
+//            most 64 rows), and fetches its operands of the next 16 of K, and a share of a later step, under the products of
+//            these. Two blocks a multiprocessor: one's epilogue runs under the other's products.
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter) and -DTILE_COLUMNS -DSTEP -DSTAGES (or none of these
+//            three: 128, 64, 3); TILE_COLUMNS threads; STAGES * STEP * 2 * (128 + TILE_COLUMNS) bytes of dynamic shared memory;
+//            a block a tile: (R / 128 + E) * ceil(O / TILE_COLUMNS), neither more nor less, where O = 2F (UP), H (DOWN, DX),
+//            F (DACT). Candidates:
 //              TILE_COLUMNS STEP STAGES  bytes   blocks a multiprocessor
-//              128          64   3        98304  2 on sm_90 and sm_100, 1 elsewhere
+//              128          64   3        98304  2 on sm_90 and sm_100; 1 on others
 //              128          32   4        65536  2 on sm_80
 //              128          32   3        49152  2 on sm_86, 89, 120
-//              256          64   3       147456  1, not on sm_86, 89, 120
+//              256          64   4       196608  1 on sm_90 and sm_100 (64 rows an expert)
 //            Arguments: a (DOWN act [R, F], DX dgateUp [R, 2F]; unused where rows are gathered), b (UP, DX Wgu; DOWN, DACT Wd),
 //            a_ext (p1, p2, q2, q1 of UP, DOWN, DACT, DX), b_ext (B1, B2, A2, A1), then as grouped_gemm_sm90.cu: source (UP x,
 //            DACT dy), order, tiles, tile_count, weights, gate_up, out (UP gateUp, DACT dgateUp), act (UP, may be null; DACT),
@@ -53,9 +55,7 @@ constexpr int units = STEP / 16;
 constexpr int threads = TILE_COLUMNS;
 constexpr int a_bytes = tile_rows * STEP * 2;
 constexpr int stage_bytes = a_bytes + TILE_COLUMNS * STEP * 2;
-/// The finished tile takes the ring's place; 16 bytes between rows keep the banks apart.
-constexpr int staging_pitch = TILE_COLUMNS * 2 + 16;
-static_assert(tile_rows * staging_pitch <= STAGES * stage_bytes, "the finished tile fits into the ring");
+static_assert(tile_rows * TILE_COLUMNS * 2 <= STAGES * stage_bytes, "the finished tile takes the ring's place");
 static_assert((STEP == 32 || STEP == 64) && STAGES >= 3, "the swizzles and the waits below");
 
 /// Where 16-byte chunk `chunk` of row `row` stands: rows of STEP along K (of A, and of W as stored), swizzled so that eight
@@ -63,7 +63,7 @@ static_assert((STEP == 32 || STEP == 64) && STAGES >= 3, "the swizzles and the w
 __device__ __forceinline__ int k_place(int row, int chunk) {
     return row * STEP * 2 + ((chunk ^ (STEP == 64 ? row % 8 : row / 2 % 4)) << 4);
 }
-/// The same for rows of TILE_COLUMNS (one for each k, of a W that is multiplied as stored).
+/// The same for rows of TILE_COLUMNS: one for each k of a W that is multiplied as stored, and the finished tile.
 __device__ __forceinline__ int column_place(int row, int chunk) {
     return row * TILE_COLUMNS * 2 + ((chunk ^ (row % 8)) << 4);
 }
@@ -96,20 +96,20 @@ template <int width, int row_warps> struct Source {
         b = matrix + (b_transposed ? (u64)(threadIdx.x / wide) * columns + column : (u64)column * width + chunk);
     }
 
-    /// Copy i of a step; the edges of A and W are zeros.
+    /// Copy i of a step; the edges of A and W are zeros. W comes first: its place is known before the tokens.
     __device__ __forceinline__ void copy(u32 slot, int i) const {
-        const int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks, j = i - a_copies;
+        const int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks, j = i - b_copies;
         const bool inside = width % STEP == 0 || k + chunk * 8 < width;
-        if (i < a_copies) {
-            copy_async(slot + k_place(row, chunk) + i * apart * STEP * 2, a[i], inside);
+        if (j >= 0) {
+            copy_async(slot + k_place(row, chunk) + j * apart * STEP * 2, a[j], inside);
         } else if (b_transposed) {
-            copy_async(slot + a_bytes + column_place(threadIdx.x / wide, threadIdx.x % wide) + j * 8 * TILE_COLUMNS * 2,
-                       b + (u64)(8 * j) * columns, (columns % TILE_COLUMNS == 0 || column < columns)
-                       && (width % STEP == 0 || k + 8 * j + (int)threadIdx.x / wide < width));
+            copy_async(slot + a_bytes + column_place(threadIdx.x / wide, threadIdx.x % wide) + i * 8 * TILE_COLUMNS * 2,
+                       b + (u64)(8 * i) * columns, (columns % TILE_COLUMNS == 0 || column < columns)
+                       && (width % STEP == 0 || k + 8 * i + (int)threadIdx.x / wide < width));
         } else {
-            const bool up = MODE == UP && j >= b_copies / 2;
-            const int ahead = apart * j - (up ? tile_outputs : 0);
-            copy_async(slot + a_bytes + k_place(row, chunk) + j * apart * STEP * 2, b + (u64)(ahead + (up ? INNER : 0)) * width,
+            const bool up = MODE == UP && i >= b_copies / 2;
+            const int ahead = apart * i - (up ? tile_outputs : 0);
+            copy_async(slot + a_bytes + k_place(row, chunk) + i * apart * STEP * 2, b + (u64)(ahead + (up ? INNER : 0)) * width,
                        inside && (columns % tile_outputs == 0 || column + ahead < columns));
         }
     }
@@ -190,6 +190,9 @@ __device__ __forceinline__ void multiply(
         else if (step < steps) source.fetch(slot);
         copy_async_commit();
     };
+    // The copies are spread over the products of all units where enough steps are under way, else of all but the last.
+    constexpr bool late = row_warps == 2 && STAGES * STEP >= 128;
+    constexpr int copies = source.copies, copying = late ? units : units - 1;
     Fragments<row_warps> fragments[2];
     u32 read = shared, write = shared + (STAGES - 1) * stage_bytes;
 #pragma unroll
@@ -217,20 +220,20 @@ __device__ __forceinline__ void multiply(
         for (int unit = 0; unit < units; ++unit) {
             if (unit == units - 1) {
                 // The next step is there. (The slot to write was read in the step before, and all warps are past that.)
-                copy_async_wait<STAGES - 3>();
+                if (!late) copy_async_commit();
+                copy_async_wait<late ? STAGES - 3 : STAGES - 2>();
                 __syncthreads();
                 read = following(read, shared);
             }
             fragments[(unit + 1) % 2].load(read, (unit + 1) % units);
-            constexpr int copies = source.copies;
-            if (more) {
+            if (more && unit < copying) {
 #pragma unroll
-                for (int i = copies * unit / units; i < copies * (unit + 1) / units; ++i) source.copy(write, i);
+                for (int i = copies * unit / copying; i < copies * (unit + 1) / copying; ++i) source.copy(write, i);
             }
             fragments[unit % 2].multiply(d);
         }
         source.advance();
-        copy_async_commit();
+        if (late) copy_async_commit();
         write = following(write, shared);
     }
 }
@@ -240,15 +243,15 @@ template <int row_warps>
 __device__ __forceinline__ void stage(const float (&d)[4][2 * Warps<row_warps>::pairs][4], u32 shared) {
     using W = Warps<row_warps>;
     const int lane = threadIdx.x % 32;
-    shared += (W::row() + lane / 4) * staging_pitch + lane % 4 * 4;
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
 #pragma unroll
         for (int n = 0; n < 2 * W::pairs; ++n) {
-            const u32 to = shared + m * 16 * staging_pitch + (W::column(n / 2) + n % 2 * 8) * 2;
+            const int row = W::row() + m * 16 + lane / 4, chunk = W::column(n / 2) / 8 + n % 2;
+            const u32 to = shared + column_place(row, chunk) + lane % 4 * 4;
             store_shared32(to, pack(d[m][n][0], d[m][n][1]));
-            store_shared32(to + 8 * staging_pitch, pack(d[m][n][2], d[m][n][3]));
+            store_shared32(to + 8 * TILE_COLUMNS * 2, pack(d[m][n][2], d[m][n][3]));
         }
     }
     __syncthreads();
@@ -262,8 +265,8 @@ __device__ __forceinline__ void finish_up(u32 staging, const Tile& tile, int col
     if (at >= INNER) return;
 #pragma unroll 4
     for (int row = threadIdx.x / wide; row < tile.count; row += threads / wide) {
-        const u32 from = staging + row * staging_pitch + chunk * 16;
-        const Vector gate = load_shared128(from), up = load_shared128(from + tile_outputs * 2);
+        const Vector gate = load_shared128(staging + column_place(row, chunk));
+        const Vector up = load_shared128(staging + column_place(row, chunk + tile_outputs / 8));
         const u64 r = tile.row + row;
         store128(gate_up + r * 2 * INNER + at, gate);
         store128(gate_up + r * 2 * INNER + INNER + at, up);
@@ -278,7 +281,7 @@ __device__ __forceinline__ void finish_rows(u32 staging, const Tile& tile, int c
     if (at >= columns) return;
 #pragma unroll 4
     for (int row = threadIdx.x / wide; row < tile.count; row += threads / wide) {
-        store128(out + (u64)(tile.row + row) * columns + at, load_shared128(staging + row * staging_pitch + chunk * 16));
+        store128(out + (u64)(tile.row + row) * columns + at, load_shared128(staging + column_place(row, chunk)));
     }
 }
 
@@ -306,7 +309,7 @@ __device__ __forceinline__ void finish_dact(
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             const int row = first + 8 * i + threadIdx.x / wide;
-            Vector unit = load_shared128(staging + row * staging_pitch + chunk * 16);
+            Vector unit = load_shared128(staging + column_place(row, chunk));
             float sum = swiglu_backward(gate[i].x, up[i].x, unit.x, weight[i]);
             sum += swiglu_backward(gate[i].y, up[i].y, unit.y, weight[i]);
             sum += swiglu_backward(gate[i].z, up[i].z, unit.z, weight[i]);
@@ -346,19 +349,15 @@ extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     float* partial, int row_total) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory);
-    const int total = *tile_count * column_tiles;
-#pragma unroll 1
-    for (int index = blockIdx.x; index < total; index += gridDim.x) {
-        const Tile tile = tiles[index / column_tiles];
-        const int column = index % column_tiles * tile_outputs;
-        const bf16* rows = gathers ? source : a;
-        if (tile.count > 64) multiply_tile<2>(shared, tile, column, rows, b, a_ext, b_ext, order);
-        else multiply_tile<1>(shared, tile, column, rows, b, a_ext, b_ext, order);
-        if (MODE == UP) finish_up(shared, tile, column, out, act);
-        else if (MODE == DACT) {
-            finish_dact(shared, tile, column, order, weights, gate_up, out, act,
-                        partial + (u64)(index % column_tiles) * row_total);
-        } else finish_rows(shared, tile, column, out);
-        __syncthreads();
-    }
+    const int index = blockIdx.x / column_tiles, column_tile = blockIdx.x % column_tiles, column = column_tile * tile_outputs;
+    // Past the count stands anything, but the map has an entry for each block: no waiting for the count first.
+    const Tile tile = tiles[index];
+    if (index >= *tile_count) return;
+    const bf16* rows = gathers ? source : a;
+    if (tile.count > 64) multiply_tile<2>(shared, tile, column, rows, b, a_ext, b_ext, order);
+    else multiply_tile<1>(shared, tile, column, rows, b, a_ext, b_ext, order);
+    if (MODE == UP) finish_up(shared, tile, column, out, act);
+    else if (MODE == DACT) {
+        finish_dact(shared, tile, column, order, weights, gate_up, out, act, partial + (u64)column_tile * row_total);
+    } else finish_rows(shared, tile, column, out);
 }

@@ -1,220 +1,164 @@
 internal import MartletCore
 
-/// The extents of a layer that ops are measured at.
-struct OpSizes {
-    /// Tokens, hidden, vocabulary, query heads, key/value heads, head size.
-    var T: Int, H: Int, V: Int, Q: Int, G: Int, D: Int
-    /// Experts, experts a token, their inner size, LoRA rank.
-    var E: Int, K: Int, F: Int, A = 16
+/// The ops of `Backend`, in the flow's order, in groups that share tensors. What is counted as operations and bytes is
+/// what the op's definition needs, whatever a backend does besides.
+struct OpCases {
+    let memory: OpMemory
+    var backend: any Backend { memory.backend }
+    var s: OpSizes { memory.s }
 
-    init(_ shapes: OpBenchmark.Shapes, tokens: Int) {
-        T = tokens
-        switch shapes {
-        case .wide: (H, V, Q, G, D, E, K, F) = (512, 8192, 8, 4, 64, 32, 4, 256)
-        case .fine: (H, V, Q, G, D, E, K, F) = (512, 8192, 8, 4, 64, 128, 8, 64)
-        case .qwen30b: (H, V, Q, G, D, E, K, F) = (2048, 151936, 32, 4, 128, 128, 8, 768)
-        }
-    }
-
-    var scratch: ScratchShapes {
-        var shapes = ScratchShapes()
-        (shapes.tokens, shapes.hidden, shapes.vocabulary) = (T, H, V)
-        (shapes.queryHeads, shapes.keyValueHeads, shapes.headSize) = (Q, G, D)
-        (shapes.experts, shapes.expertsPerToken, shapes.expertInner) = (E, K, F)
-        (shapes.widest, shapes.rank) = (max(H, Q * D, 1024), A)
-        return shapes
-    }
-}
-
-/// One op at one shape, ready to run again and again.
-struct TimedOp {
-    var name: String
-    var shape: String
-    var flops: Double
-    var bytes: Double
-    var body: () -> Void
-}
-
-/// Memory and cases of the benchmark of ops.
-struct TimedOps {
-    private let backend: any Backend
-    private let s: OpSizes
-    private let arena: Arena
-    private(set) var cases: [TimedOp] = []
-    private let large: [Tensor]
-
-    init(_ backend: any Backend, _ sizes: OpSizes) throws(MartletError) {
-        self.backend = backend
-        s = sizes
-        let measuring = OpTensors(sizes, backend, in: Arena.measuring())
-        arena = try backend.makeArena(byteCount: measuring.byteCount)
-        let t = OpTensors(sizes, backend, in: arena)
-        t.fill(backend)
-        large = t.large
-        cases = [
-            embeddingCases(t), normCases(t), linearCases(t), rotateCases(t), attentionCases(t), routerCases(t),
-            expertCases(t), swiGLUCases(t), lossCases(t), optimizerCases(t),
-        ].flatMap { $0 }
-    }
-
-    /// GFLOP/s of a matrix product of 1024 cubed, and GB/s of an addition far larger than the caches.
-    func peaks() throws(MartletError) -> (gigaflops: Double, gigabytes: Double) {
-        let add = median { backend.add(large[0], adding: large[1]) }
-        return (try TimedOps.gemmPeak(backend), 3 * Double(large[0].byteCount) / add / 1e6)
-    }
-
-    /// GFLOP/s of a matrix product of `side` cubed alone, on random numbers.
-    static func gemmPeak(_ backend: any Backend, side: Int = 1024) throws(MartletError) -> Double {
-        let arena = try backend.makeArena(byteCount: 3 * side * side * backend.computeDType.byteCount)
-        let square = (0..<3).map { _ in arena.carve([side, side], backend.computeDType, for: .workspace) }
-        for (seed, matrix) in square.enumerated() {
-            backend.fillNormal(matrix, standardDeviation: 1, seed: UInt64(seed))
-        }
-        let gemm = try medianFinished(backend) {
-            backend.linear(square[0], Linear(weight_OI: square[1]), firstRow: 0, into: square[2], adds: false)
-        }
-        return 2 * Double(side * side * side) / gemm / 1e6
-    }
-
-    private func size(_ tensors: Tensor...) -> Double { tensors.reduce(0) { $0 + Double($1.byteCount) } }
-
-    private func embeddingCases(_ t: OpTensors) -> [TimedOp] {
+    static var groups: [(OpMemory) -> [TimedOp]] {
         [
-            TimedOp(name: "embedding", shape: "T \(s.T) H \(s.H)", flops: 0, bytes: 2 * size(t.x)) {
-                backend.embedding(t.ids, t.table, into: t.y)
+            { OpCases(memory: $0).vocabulary() }, { OpCases(memory: $0).norms() },
+            { OpCases(memory: $0).projections() }, { OpCases(memory: $0).rotations() },
+            { OpCases(memory: $0).attention() }, { OpCases(memory: $0).router() }, { OpCases(memory: $0).experts() },
+            { OpCases(memory: $0).swiGLU() }, { OpCases(memory: $0).elements() }, { OpCases(memory: $0).optimizer() },
+        ]
+    }
+
+    func size(_ tensors: Tensor?...) -> Double { tensors.reduce(0) { $0 + Double($1?.byteCount ?? 0) } }
+
+    /// What a backward pass reads of an adapter, and its gradients, read and written.
+    func trainedSize(_ adapter: LoRA) -> Double {
+        size(adapter.a, adapter.b) + 2 * size(adapter.da, adapter.db)
+    }
+
+    // MARK: Embedding and loss
+
+    private func vocabulary() -> [TimedOp] {
+        var random = RandomStream(seed: 1)
+        let ids = memory.ids([s.T]) { _ in Int(random.next() % UInt64(s.V)) }
+        let table = memory.weight([s.V, s.H]), dtable = memory.zeros([s.V, s.H])
+        return embedding(ids, table, dtable) + loss(ids, table, dtable)
+    }
+
+    private func embedding(_ ids: Tensor, _ table: Tensor, _ dtable: Tensor) -> [TimedOp] {
+        let x = memory.ring([s.T, s.H]), shape = "T \(s.T) H \(s.H)", bytes = Double(x.byteCount)
+        return [
+            TimedOp(name: "embedding", shape: shape, bytes: 2 * bytes) { i in
+                backend.embedding(ids, table, into: x[i])
+            },
+            TimedOp(
+                name: "embeddingBackward", shape: shape, flops: Double(x.count), bytes: bytes + 8 * Double(x.count)
+            ) { i in
+                backend.embeddingBackward(ids, x[i], accumulating: dtable)
+            },
+        ]
+    }
+
+    private func loss(_ ids: Tensor, _ head: Tensor, _ dhead: Tensor) -> [TimedOp] {
+        let x = memory.normal([s.T, s.H]), dx = memory.normal([s.T, s.H]), loss = memory.zeros([s.T])
+        let product = 2 * Double(s.T * s.H) * Double(s.V), shape = "T \(s.T) H \(s.H) V \(s.V)"
+        let bytes = size(x, head, loss), scale = 1 / Float(s.T)
+        return [
+            TimedOp(name: "crossEntropy", shape: shape, flops: product, bytes: bytes) { _ in
+                backend.crossEntropy(x, head, ids, gradientScale: nil, into: loss, nil, accumulating: nil)
+            },
+            TimedOp(name: "crossEntropy", shape: shape + " dx", flops: 2 * product, bytes: bytes + size(dx)) { _ in
+                backend.crossEntropy(x, head, ids, gradientScale: scale, into: loss, dx, accumulating: nil)
+            },
+            TimedOp(
+                name: "crossEntropy", shape: shape + " dx dW", flops: 3 * product,
+                bytes: bytes + size(dx, dhead, dhead)
+            ) { _ in
+                backend.crossEntropy(x, head, ids, gradientScale: scale, into: loss, dx, accumulating: dhead)
+            },
+        ]
+    }
+
+    // MARK: Norms and projections
+
+    private func norms() -> [TimedOp] {
+        let x = memory.ring([s.T, s.H]), y = memory.ring([s.T, s.H]), dx = memory.ring([s.T, s.H])
+        let weight = memory.normal([s.H]), shape = "T \(s.T) H \(s.H)"
+        let count = Double(x.count), bytes = Double(x.byteCount)
+        return [
+            TimedOp(name: "rmsNorm", shape: shape, flops: 4 * count, bytes: 2 * bytes) { i in
+                backend.rmsNorm(x[i], weight, epsilon: 1e-6, into: y[i])
+            },
+            TimedOp(name: "rmsNormBackward", shape: shape, flops: 10 * count, bytes: 4 * bytes) { i in
+                backend.rmsNormBackward(x[i], weight, epsilon: 1e-6, y[i], adding: dx[i], accumulating: nil)
+            },
+        ]
+    }
+
+    /// Of the queries and of attention's output, with adapters, and of the router, without.
+    private func projections() -> [TimedOp] {
+        let width = s.Q * s.D
+        return projection(s.H, width) + (width == s.H ? [] : projection(width, s.H))
+            + projection(s.H, s.E, adapts: false)
+    }
+
+    private func projection(_ I: Int, _ O: Int, adapts: Bool = true) -> [TimedOp] {
+        let x = memory.normal([s.T, I]), y = memory.normal([s.T, O]), dx = memory.normal([s.T, I])
+        let weight = memory.weight([O, I]), adapter = adapts ? memory.adapter(inputs: I, outputs: O) : nil
+        let plain = Linear(weight_OI: weight), layer = Linear(weight_OI: weight, adapter: adapter)
+        let product = 2 * Double(s.T * I * O), low = adapts ? 2 * Double(s.T * s.A * (I + O)) : 0
+        let shape = "T \(s.T) I \(I) O \(O)", adapted = shape + (adapts ? " A \(s.A)" : "")
+        let forward = { (layer: Linear, shape: String, low: Double) in
+            let bytes = size(x, weight, y, layer.adapter?.a, layer.adapter?.b)
+            return TimedOp(name: "linear", shape: shape, flops: product + low, bytes: bytes) { _ in
+                backend.linear(x, layer, firstRow: 0, into: y, adds: false)
+            }
+        }
+        let bytes = size(y, weight, dx) + (adapter.map { size(x) + trainedSize($0) } ?? 0)
+        return [forward(plain, shape, 0)] + (adapts ? [forward(layer, adapted, low)] : []) + [
+            TimedOp(name: "linearBackward", shape: adapted, flops: product + 2 * low, bytes: bytes) { _ in
+                backend.linearBackward(x, layer, firstRow: 0, y, into: dx, adds: false)
             }
         ]
     }
 
-    private func normCases(_ t: OpTensors) -> [TimedOp] {
-        let shape = "T \(s.T) H \(s.H)", count = Double(s.T * s.H)
+    // MARK: Attention
+
+    private func rotations() -> [TimedOp] {
+        let shape: Shape = [s.T, s.Q, s.D], label = "T \(s.T) N \(s.Q) D \(s.D)"
+        let x = memory.ring(shape), y = memory.ring(shape), dx = memory.ring(shape)
+        let norm = HeadNorm(weight_D: memory.normal([s.D]), epsilon: 1e-6), positions = memory.ids([s.T]) { $0 }
+        let table = { memory.normal([s.T, s.D / 2], 0.7, .float32) }, rope = RoPE(cosine_PJ: table(), sine_PJ: table())
+        let count = Double(x.count), bytes = Double(x.byteCount), tables = size(rope.cosine_PJ, rope.sine_PJ)
         return [
-            TimedOp(name: "rmsNorm", shape: shape, flops: 4 * count, bytes: 2 * size(t.x)) {
-                backend.rmsNorm(t.x, t.norm, epsilon: 1e-6, into: t.y)
+            TimedOp(name: "rotate", shape: label, flops: 7 * count, bytes: 2 * bytes + tables) { i in
+                backend.rotate(x[i], norm, rope, positions, into: y[i])
             },
-            TimedOp(name: "rmsNormBackward", shape: shape, flops: 10 * count, bytes: 4 * size(t.x)) {
-                backend.zero(t.dx)
-                backend.rmsNormBackward(t.x, t.norm, epsilon: 1e-6, t.dy, adding: t.dx, accumulating: nil)
+            TimedOp(name: "rotateBackward", shape: label, flops: 14 * count, bytes: 3 * bytes + tables) { i in
+                backend.rotateBackward(x[i], norm, rope, positions, y[i], into: dx[i])
             },
         ]
     }
 
-    private func linearCases(_ t: OpTensors) -> [TimedOp] {
-        let plain = Linear(weight_OI: t.weight)
-        let adapted = Linear(weight_OI: t.weight, adapter: t.adapter)
-        let O = t.weight.shape[0], shape = "T \(s.T) I \(s.H) O \(O)"
-        let product = 2 * Double(s.T * s.H * O), low = 2 * Double(s.T * s.A * (s.H + O))
-        let bytes = size(t.x, t.weight, t.wide)
-        return [
-            TimedOp(name: "linear", shape: shape, flops: product, bytes: bytes) {
-                backend.linear(t.x, plain, firstRow: 0, into: t.wide, adds: false)
-            },
-            TimedOp(name: "linear", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
-                backend.linear(t.x, adapted, firstRow: 0, into: t.wide, adds: false)
-            },
-            TimedOp(name: "linearBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
-                backend.linearBackward(t.x, adapted, firstRow: 0, t.wide, into: t.dx, adds: false)
-            },
-        ]
-    }
-
-    private func rotateCases(_ t: OpTensors) -> [TimedOp] {
-        let shape = "T \(s.T) N \(s.Q) D \(s.D)", norm = HeadNorm(weight_D: t.headNorm, epsilon: 1e-6)
-        let count = Double(s.T * s.Q * s.D)
-        return [
-            TimedOp(name: "rotate", shape: shape, flops: 7 * count, bytes: 2 * size(t.q)) {
-                backend.rotate(t.q, norm, t.rope, t.positions, into: t.o)
-            },
-            TimedOp(name: "rotateBackward", shape: shape, flops: 14 * count, bytes: 3 * size(t.q)) {
-                backend.rotateBackward(t.q, norm, t.rope, t.positions, t.dO, into: t.dq)
-            },
-        ]
-    }
-
-    /// Causal: half of the square of scores is computed, 2 products forward and 5 backward.
-    private func attentionCases(_ t: OpTensors) -> [TimedOp] {
-        let span = [AttentionSpan(queryStart: 0, queryCount: s.T, keyStart: 0, keyCount: s.T)]
-        let scale = 1 / Float(s.D).squareRoot(), shape = "T \(s.T) Q \(s.Q) G \(s.G) D \(s.D)"
-        let product = Double(s.T) * Double(s.T) * Double(s.Q * s.D), bytes = size(t.q, t.k, t.v, t.o)
-        return [
-            TimedOp(name: "attention", shape: shape, flops: 2 * product, bytes: bytes) {
-                backend.attention(t.q, t.k, t.v, span, scale: scale, into: t.o, logSumExp_TQ: t.logSumExp)
-            },
-            TimedOp(name: "attentionBackward", shape: shape, flops: 5 * product, bytes: 2 * bytes) {
-                backend.attentionBackward(
-                    t.q, t.k, t.v, t.o, t.logSumExp, t.dO, span, scale: scale, into: t.dq, adding: t.dk, t.dv)
-            },
-        ]
-    }
-
-    private func routerCases(_ t: OpTensors) -> [TimedOp] {
-        let options = RouterOptions(expertsPerToken: s.K, normalizesTopK: true), shape = "T \(s.T) E \(s.E) K \(s.K)"
-        backend.route(t.logits, options, into: t.routing)
-        return [
-            TimedOp(name: "route", shape: shape, flops: 0, bytes: 2 * size(t.logits)) {
-                backend.route(t.logits, options, into: t.routing)
-            },
-            TimedOp(name: "routeBackward", shape: shape, flops: 0, bytes: 2 * size(t.logits)) {
-                backend.routeBackward(t.routing, options, t.dweight, nil, into: t.dlogits)
-            },
-        ]
-    }
-
-    private func expertCases(_ t: OpTensors) -> [TimedOp] {
-        let plain = Experts(gateUp_EFH: t.gateUp, down_EHF: t.down)
-        let adapted = Experts(
-            gateUp_EFH: t.gateUp, down_EHF: t.down, gateUpAdapter: t.gateUpAdapter, downAdapter: t.downAdapter)
-        let R = Double(s.T * s.K), shape = "T \(s.T) E \(s.E) K \(s.K) F \(s.F)"
-        let product = 6 * R * Double(s.F * s.H)
-        let low = 2 * R * Double(s.A * (s.H + 2 * s.F)) + 2 * R * Double(s.A * (s.F + s.H))
-        let bytes = size(t.gateUp, t.down, t.x, t.y, t.hiddenRows)
-        func forward(_ experts: Experts) {
-            backend.experts(t.x, t.routing, experts, firstRow: 0, into: t.hiddenRows, adding: t.y)
+    /// One sequence, and eight packed. Causal: half of each square of scores is computed, in 2 products forward and 5
+    /// backward.
+    private func attention() -> [TimedOp] {
+        let queries: Shape = [s.T, s.Q, s.D], keys: Shape = [s.T, s.G, s.D]
+        let q = memory.normal(queries), k = memory.normal(keys), v = memory.normal(keys), o = memory.normal(queries)
+        let logSumExp = memory.zeros([s.T, s.Q]), dO = memory.normal(queries), dq = memory.normal(queries)
+        let dk = memory.normal(keys), dv = memory.normal(keys), scale = 1 / Float(s.D).squareRoot()
+        let bytes = size(q, k, v, o, logSumExp)
+        return [1, 8].filter { $0 <= s.T }.flatMap { sequences in
+            let spans = self.spans(sequences)
+            let shape = "T \(s.T) Q \(s.Q) G \(s.G) D \(s.D)" + (sequences > 1 ? " in \(sequences)" : "")
+            let product = spans.reduce(0) { $0 + Double($1.queryCount * $1.queryCount) } * Double(s.Q * s.D)
+            let forward = {
+                backend.attention(q, k, v, spans, scale: scale, into: o, logSumExp_TQ: logSumExp)
+            }
+            return [
+                TimedOp(name: "attention", shape: shape, flops: 2 * product, bytes: bytes) { _ in forward() },
+                TimedOp(
+                    name: "attentionBackward", shape: shape, flops: 5 * product,
+                    bytes: bytes + size(dO, dq) + 2 * size(dk, dv), setUp: forward
+                ) { _ in
+                    backend.attentionBackward(
+                        q, k, v, o, logSumExp, dO, spans, scale: scale, into: dq, adding: dk, dv)
+                },
+            ]
         }
-        forward(plain)
-        return [
-            TimedOp(name: "experts", shape: shape, flops: product, bytes: bytes) { forward(plain) },
-            TimedOp(name: "experts", shape: shape + " A \(s.A)", flops: product + low, bytes: bytes) {
-                forward(adapted)
-            },
-            TimedOp(name: "expertsBackward", shape: shape + " A \(s.A)", flops: product + 2 * low, bytes: bytes) {
-                backend.expertsBackward(
-                    t.x, t.routing, adapted, firstRow: 0, t.hiddenRows, t.dy, adding: t.dx, into: t.dweight)
-            },
-        ]
     }
 
-    private func swiGLUCases(_ t: OpTensors) -> [TimedOp] {
-        let shape = "T \(s.T) F \(t.gate.shape[1])", count = Double(t.gate.count)
-        return [
-            TimedOp(name: "swiGLU", shape: shape, flops: 4 * count, bytes: 3 * size(t.gate)) {
-                backend.swiGLU(t.gate, t.up, into: t.inner)
-            },
-            TimedOp(name: "swiGLUBackward", shape: shape, flops: 10 * count, bytes: 5 * size(t.gate)) {
-                backend.swiGLUBackward(t.gate, t.up, t.inner, into: t.dgate, t.dup)
-            },
-        ]
-    }
-
-    private func lossCases(_ t: OpTensors) -> [TimedOp] {
-        let product = 2 * Double(s.T * s.H) * Double(s.V), shape = "T \(s.T) H \(s.H) V \(s.V)"
-        return [
-            TimedOp(name: "crossEntropy", shape: shape, flops: product, bytes: size(t.x, t.table)) {
-                backend.crossEntropy(t.x, t.table, t.ids, gradientScale: nil, into: t.loss, nil, accumulating: nil)
-            },
-            TimedOp(name: "crossEntropy", shape: shape + " + dx", flops: 2 * product, bytes: size(t.x, t.x, t.table)) {
-                backend.crossEntropy(t.x, t.table, t.ids, gradientScale: 1, into: t.loss, t.dx, accumulating: nil)
-            },
-        ]
-    }
-
-    private func optimizerCases(_ t: OpTensors) -> [TimedOp] {
-        let p = t.optimized, n = Double(p[0].count), shape = "N \(p[0].count)"
-        return [
-            TimedOp(name: "sumOfSquares", shape: shape, flops: 2 * n, bytes: 4 * n) { _ = backend.sumOfSquares(p[1]) },
-            TimedOp(name: "adamW", shape: shape, flops: 12 * n, bytes: 28 * n) {
-                backend.adamW(p[0], p[1], p[2], p[3], AdamWSettings(), step: 1, learningRate: 1e-6, gradientScale: 1)
-            },
-        ]
+    private func spans(_ sequences: Int) -> [AttentionSpan] {
+        (0..<sequences).map { i in
+            let start = s.T * i / sequences, count = s.T * (i + 1) / sequences - start
+            return AttentionSpan(queryStart: start, queryCount: count, keyStart: start, keyCount: count)
+        }
     }
 }

@@ -1,10 +1,10 @@
-internal import MartletCPU
+internal import MartletCUDA
 internal import MartletCore
 
 /// The time of every op of the backend at named shapes, as shares of what this machine can do at best.
 public struct OpBenchmark: Sendable {
     /// One op.
-    public struct Row: Sendable, CustomStringConvertible {
+    public struct Row: Sendable {
         /// The op, as the `Backend` protocol names it.
         public var name: String
         /// Its shapes.
@@ -15,26 +15,11 @@ public struct OpBenchmark: Sendable {
         public var flops: Double
         /// Bytes that it must move.
         public var bytes: Double
-        /// Share of the machine's own matrix product.
-        public var shareOfPeak: Double
-        /// Share of the machine's memory speed; the larger of the two tells how near the roof the op is.
-        public var shareOfMemory: Double
 
         /// 10^9 operations a second.
         public var gigaflops: Double { flops / milliseconds / 1e6 }
         /// 10^9 bytes a second.
         public var gigabytes: Double { bytes / milliseconds / 1e6 }
-
-        /// One line.
-        public var description: String {
-            let cells = [
-                name.padded(to: 20), shape.padded(to: 36), fixed(milliseconds, 3).padded(to: 10, atEnd: true),
-                fixed(gigaflops, 1).padded(to: 8, atEnd: true), fixed(gigabytes, 1).padded(to: 8, atEnd: true),
-                "\(fixed(shareOfPeak * 100, 0))%".padded(to: 7, atEnd: true),
-                "\(fixed(shareOfMemory * 100, 0))%".padded(to: 7, atEnd: true),
-            ]
-            return cells.joined(separator: " ")
-        }
     }
 
     /// Sizes of a layer to measure at.
@@ -50,55 +35,79 @@ public struct OpBenchmark: Sendable {
         public var layerCount: Int { self == .qwen30b ? 48 : 8 }
     }
 
-    /// Titles of a row's columns.
-    public static let header =
-        "op".padded(to: 20) + " " + "shape".padded(to: 36) + "         ms  GFLOP/s     GB/s   gemm%    mem%"
-
     /// The backend.
     public var backend: String
-    /// GFLOP/s of its matrix product of 1024 cubed.
+    /// Whether a GPU's speeds are told, in TFLOP/s instead of GFLOP/s.
+    public var isGPU: Bool
+    /// GFLOP/s of a matrix product of this many rows and columns: 1024, on a GPU 8192.
     public var peakGigaflops: Double
-    /// GB/s of a vector addition, read and written bytes together.
+    /// Rows and columns of that product.
+    public var productSide: Int
+    /// GB/s of a large copy or addition, read and written bytes together.
     public var memoryGigabytes: Double
     /// One an op and shape.
-    public var rows: [Row]
+    public var rows: [Row] = []
 
-    /// Measures; `only` names ops to measure, all if empty.
+    /// Measures; `only` names ops to measure, all if empty. `progress` gets the lines of a table as they come.
     public static func run(
-        shapes: Shapes = .wide, tokens: Int = 512, only: [String] = [], threads: Int? = nil,
-        progress: (Row) -> Void = { _ in }
+        shapes: Shapes = .wide, tokens: Int = 512, only: [String] = [], compute: Compute = Compute(),
+        progress: (String) -> Void = { _ in }
     ) throws(MartletError) -> OpBenchmark {
         guard (1...65536).contains(tokens) else {
             throw MartletError(
                 "cannot measure \(tokens) tokens", in: "--tokens", because: "it must be 1 to 65536",
                 fix: "give for example 512")
         }
-        let backend = CPUBackend(threads: threads)
-        let bench = try TimedOps(backend, OpSizes(shapes, tokens: tokens))
-        for name in only where !bench.cases.contains(where: { $0.name == name }) {
-            let names = bench.cases.map(\.name)
-            throw MartletError(
-                "there is no op '\(name)'", in: "--only",
-                because: "the ops are \(Set(names).sorted().joined(separator: ", "))",
-                fix: closestMatch(to: name, among: names).map { "did you mean '\($0)'?" } ?? "name one of them")
-        }
-        let (peak, memory) = try bench.peaks()
-        var result = OpBenchmark(backend: backend.name, peakGigaflops: peak, memoryGigabytes: memory, rows: [])
-        for op in bench.cases where only.isEmpty || only.contains(op.name) {
-            let milliseconds = median(of: op.body)
+        let backend = try compute.makeBackend(), sizes = OpSizes(shapes, tokens: tokens)
+        let groups = try OpCases.groups(of: only, backend, sizes)
+        let memory = try OpMemory(backend, sizes, for: groups)
+        defer { withExtendedLifetime(memory) {} }
+        var result = OpBenchmark(
+            backend: backend.name, isGPU: backend is CUDABackend, peakGigaflops: try Roofs.gigaflops(of: backend),
+            productSide: Roofs.productSide(of: backend), memoryGigabytes: try Roofs.gigabytes(of: backend))
+        progress(result.summary)
+        progress(result.header)
+        let timer = OpTimer(backend: backend)
+        for op in groups.flatMap({ $0(memory) }) where only.isEmpty || only.contains(op.name) {
             let row = Row(
-                name: op.name, shape: op.shape, milliseconds: milliseconds, flops: op.flops, bytes: op.bytes,
-                shareOfPeak: op.flops / milliseconds / 1e6 / peak, shareOfMemory: op.bytes / milliseconds / 1e6 / memory
-            )
+                name: op.name, shape: op.shape, milliseconds: try timer.milliseconds(of: op), flops: op.flops,
+                bytes: op.bytes)
             result.rows.append(row)
-            progress(row)
+            progress(result.line(row))
         }
         return result
     }
 
+    /// Share of the device's own matrix product.
+    public func shareOfPeak(_ row: Row) -> Double { row.gigaflops / peakGigaflops }
+    /// Share of the device's memory speed; the larger of the two tells how near the roof the op is.
+    public func shareOfMemory(_ row: Row) -> Double { row.gigabytes / memoryGigabytes }
+
+    private var unit: String { isGPU ? "TFLOP/s" : "GFLOP/s" }
+    private func speed(_ gigaflops: Double) -> String { fixed(isGPU ? gigaflops / 1000 : gigaflops, 1) }
+
     /// What the shares are shares of.
     public var summary: String {
-        "\(backend): matrix product \(fixed(peakGigaflops, 1)) GFLOP/s, memory \(fixed(memoryGigabytes, 1)) GB/s"
+        "\(backend): matrix product of \(productSide) cubed \(speed(peakGigaflops)) \(unit), "
+            + "memory \(fixed(memoryGigabytes, 1)) GB/s"
+    }
+
+    /// Titles of the columns.
+    public var header: String { OpBenchmark.line(["op", "shape", "ms", unit, "GB/s", "product%", "memory%"]) }
+
+    /// One line of the table.
+    public func line(_ row: Row) -> String {
+        OpBenchmark.line([
+            row.name, row.shape, fixed(row.milliseconds, 4), speed(row.gigaflops), fixed(row.gigabytes, 1),
+            "\(fixed(shareOfPeak(row) * 100, 0))%", "\(fixed(shareOfMemory(row) * 100, 0))%",
+        ])
+    }
+
+    private static func line(_ cells: [String]) -> String {
+        let widths = [18, 40, 10, 8, 8, 8, 8]
+        return zip(cells, widths).enumerated().map { column, cell in
+            cell.0.padded(to: cell.1, atEnd: column > 1)
+        }.joined(separator: " ")
     }
 
     /// The result for machines.
@@ -110,11 +119,28 @@ public struct OpBenchmark: Sendable {
                     [
                         "op": .string($0.name), "shape": .string($0.shape), "ms": .number($0.milliseconds),
                         "gflops": .number($0.gigaflops), "gbps": .number($0.gigabytes),
-                        "share_of_gemm": .number($0.shareOfPeak), "share_of_memory": .number($0.shareOfMemory),
+                        "share_of_gemm": .number(shareOfPeak($0)), "share_of_memory": .number(shareOfMemory($0)),
                     ]
                 }),
         ]
         return object.text()
+    }
+}
+
+extension OpCases {
+    /// The groups that hold ops of these names; all if there are none.
+    fileprivate static func groups(
+        of only: [String], _ backend: any Backend, _ sizes: OpSizes
+    ) throws(MartletError) -> [(OpMemory) -> [TimedOp]] {
+        let memory = OpMemory.measuring(backend, sizes)
+        let known = groups.map { group in (group: group, names: Set(group(memory).map(\.name))) }
+        let names = known.reduce(into: Set<String>()) { $0.formUnion($1.names) }.sorted()
+        if let name = only.first(where: { !names.contains($0) }) {
+            throw MartletError(
+                "there is no op '\(name)'", in: "--only", because: "the ops are \(names.joined(separator: ", "))",
+                fix: closestMatch(to: name, among: names).map { "did you mean '\($0)'?" } ?? "name one of them")
+        }
+        return known.filter { only.isEmpty || !$0.names.isDisjoint(with: only) }.map(\.group)
     }
 }
 
@@ -123,28 +149,4 @@ extension String {
         let space = String(repeating: " ", count: max(0, width - count))
         return atEnd ? space + self : self + space
     }
-}
-
-/// Median milliseconds of a body and of waiting for what it asked for.
-func medianFinished(_ backend: any Backend, _ body: () -> Void) throws(MartletError) -> Double {
-    var failure: MartletError?
-    let time = median {
-        body()
-        do throws(MartletError) { try backend.finish() } catch { failure = failure ?? error }
-    }
-    if let failure { throw failure }
-    return time
-}
-
-/// Median milliseconds of a body: warmed up, at least five runs, at most about half a second.
-func median(of body: () -> Void) -> Double {
-    body()
-    let whole = Stopwatch()
-    var times: [Double] = []
-    while times.count < 5 || (whole.seconds < 0.5 && times.count < 200) {
-        let watch = Stopwatch()
-        body()
-        times.append(watch.seconds * 1000)
-    }
-    return max(times.sorted()[times.count / 2], 1e-6)
 }

@@ -10,6 +10,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var model: String?
         /// Sizes of the random model.
         public var preset = OpBenchmark.Shapes.wide
+        /// Experts of the random model that nearly all tokens go to; nil: all, about evenly.
+        public var busyExperts: Int?
         /// Layers of the random model.
         public var layers = 8
         /// Tokens to take; random ones if empty.
@@ -53,7 +55,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var losses: [Double]
     /// Floating-point operations of a step: see ``formula``.
     public var flops: Double
-    /// GFLOP/s of this machine's matrix product at 1024 cubed.
+    /// GFLOP/s of a large matrix product on the same device.
     public var peakGigaflops: Double
     /// Bytes of the arena, as planned.
     public var plannedByteCount: Int
@@ -65,6 +67,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var growthByteCount: Int
     /// What the plan chose.
     public var choice: String
+    /// Rows of the fullest expert over the mean, the mean of the layers.
+    public var loadMaxOverMean = 0.0
     /// Seconds of the first step, and from the start of everything to its end.
     public var firstStepSeconds = 0.0, startSeconds = 0.0
     /// Kernels and library calls of a step on a GPU.
@@ -100,7 +104,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             if let folder = settings.model {
                 try Checkpoint(folder: folder)
             } else {
-                RandomWeights(.benchmark(settings.preset, layers: settings.layers), seed: 0)
+                RandomWeights(
+                    .benchmark(settings.preset, layers: settings.layers), seed: 0,
+                    busyExpertCount: settings.busyExperts)
             }
         let c = source.configuration, step = try settings.step(c)
         let backend = try settings.compute.makeBackend()
@@ -131,8 +137,11 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         var first = 0
         for index in 0..<(settings.warmup + settings.steps) {
             let watch = Stopwatch()
-            let loss = try model.benchmarkStep(step, index)
+            let launches = (backend as? CUDABackend)?.launchCount ?? 0
+            let outcome = try model.benchmarkStep(step, index), loss = outcome.loss
+            result.launchCount = ((backend as? CUDABackend)?.launchCount ?? 0) - launches
             if index == 0 {
+                result.loadMaxOverMean = outcome.meanLoadMaxOverMean
                 first = DeviceMemory.peak(of: backend)
                 (result.firstStepSeconds, result.startSeconds) = (watch.seconds, started.seconds)
             }
@@ -141,17 +150,12 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         }
         result.peakByteCount = DeviceMemory.peak(of: backend)
         result.growthByteCount = result.peakByteCount - first
-        if let cuda = backend as? CUDABackend {
-            result.launchCount = try cuda.countLaunches { () throws(MartletError) in
+        if let cuda = backend as? CUDABackend, settings.profiles {
+            result.profile = try cuda.profile { () throws(MartletError) in
                 _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
-            }
-            if settings.profiles {
-                result.profile = try cuda.profile { () throws(MartletError) in
-                    _ = try model.benchmarkStep(step, settings.warmup + settings.steps + 1)
-                }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
-            }
+            }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
         }
-        result.peakGigaflops = try TimedOps.gemmPeak(backend, side: backend is CUDABackend ? 8192 : 1024)
+        result.peakGigaflops = try Roofs.gigaflops(of: backend)
         return result
     }
 
@@ -165,7 +169,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "growth_after_first_step_bytes": .integer(growthByteCount), "tokens": .integer(tokenCount),
             "flops": .number(flops), "mfu": .number(utilization), "mfu_formula": .string(StepBenchmark.formula),
             "gemm_gflops": .number(peakGigaflops), "backend": .string(backend), "model": .string(model),
-            "plan": .string(choice), "first_step_seconds": .number(firstStepSeconds),
+            "plan": .string(choice), "load_max_over_mean": .number(loadMaxOverMean),
+            "first_step_seconds": .number(firstStepSeconds),
             "start_to_first_step_seconds": .number(startSeconds), "launches": .integer(launchCount),
             "profile": .array(
                 profile.map {
@@ -187,6 +192,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             memory   planned \(formatBytes(plannedByteCount)) + process \(formatBytes(processByteCount)) = \(formatBytes(sum)), \
             measured peak \(formatBytes(peakByteCount)), grown after the first step \(formatBytes(growthByteCount))
             trained  \(formatCount(trainedCount)) parameters; last loss \(fixed(losses.last ?? 0, 4))
+            routing  the fullest expert has \(fixed(loadMaxOverMean, 1)) times the mean
             start    first step after \(fixed(startSeconds, 1)) s; it took \(fixed(firstStepSeconds * 1000, 1)) ms
             """ + (launchCount > 0 ? "\nlaunches \(launchCount) a step" : "")
                 + profile.map {
@@ -235,15 +241,22 @@ extension StepBenchmark.Settings {
 }
 
 extension Model {
-    /// A whole step with the gradient norm and the optimizer; returns the loss.
-    fileprivate func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> Double {
+    /// A whole step with the gradient norm and the optimizer; returns what was found.
+    fileprivate func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> StepOutcome {
         let outcome = try trainStep(step, index: index)
         _ = backend.sumsOfSquares(of: parameters.map(\.gradient))
         backend.adamW(
             parameters.map { $0.adamW(weightDecay: 0) }, AdamWSettings(), step: index + 1, learningRate: 1e-4,
             gradientScale: 1)
         try backend.finish()
-        return outcome.loss
+        return outcome
+    }
+}
+
+extension StepOutcome {
+    fileprivate var meanLoadMaxOverMean: Double {
+        let ratios = expertLoad_LE.map { Double(($0.max() ?? 0) * $0.count) / Double(max(1, $0.reduce(0, +))) }
+        return ratios.isEmpty ? 0 : ratios.reduce(0, +) / Double(ratios.count)
     }
 }
 

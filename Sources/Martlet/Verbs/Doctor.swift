@@ -23,11 +23,16 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public var isSound: Bool { checks.allSatisfy(\.isSound) }
 
     /// Looks at the machine; `folder` is where a file is written to try the disk.
-    public static func examine(folder: String = ".", progress: (Check) -> Void = { _ in }) -> Doctor {
+    /// With `onlyGPU` nothing but the GPU.
+    public static func examine(
+        folder: String = ".", onlyGPU: Bool = false, progress: (Check) -> Void = { _ in }
+    ) -> Doctor {
         var doctor = Doctor(checks: [])
-        for examination in [
-            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients, gpu,
-        ] + (hasGPU ? [gpuInBFloat16, gpuInFloat32, gpuGradients] : []) {
+        let general: [() -> Check] = [
+            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
+        ]
+        let gpuChecks: [() -> Check] = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
+        for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
             progress(check)
@@ -104,7 +109,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
     package static func parity(
         _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil
     ) -> Check {
-        examine(name) { () throws(MartletError) in
+        examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
             let results = try Parity.compare(backend, with: reference, tolerance: tolerance)
             let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
@@ -128,7 +133,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
             return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
         } catch {
             return Check(
-                name: "GPU", isSound: true, detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
+                name: "GPU", isSound: true,
+                detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
                 advice: error.remedy)
         }
     }
@@ -150,7 +156,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
     }
 
     private static func gpuGradients() -> Check {
-        examine("gradients of adapters on the GPU, float32, against differences of the loss") { () throws(MartletError) in
+        let name = "gradients of adapters on the GPU, float32, against differences of the loss"
+        return examine(name, advice: gpuAdvice) { () throws(MartletError) in
             try Patient(backend: try CUDABackend(computeDType: .float32)).gradientVerdict(
                 ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
         }
@@ -170,17 +177,19 @@ public struct Doctor: Sendable, CustomStringConvertible {
         }
     }
 
+    private static let cpuAdvice =
+        "do not train here: numbers come out wrong. Report this with the processor's name; "
+        + "until then try without the library (apt-get remove libopenblas0)"
+    private static let gpuAdvice =
+        "do not train on this GPU: numbers come out wrong. Report this with all of this output, which names the GPU "
+        + "and its driver; until then train with 'device: cpu'"
+
     private static func examine(
-        _ name: String, _ body: () throws(MartletError) -> (isSound: Bool, detail: String)
+        _ name: String, advice: String = cpuAdvice, _ body: () throws(MartletError) -> (isSound: Bool, detail: String)
     ) -> Check {
         do throws(MartletError) {
             let (isSound, detail) = try body()
-            return Check(
-                name: name, isSound: isSound, detail: detail,
-                advice: isSound
-                    ? nil
-                    : "do not train here: numbers come out wrong. Report this with the processor's name; "
-                        + "until then try without the library (apt-get remove libopenblas0)")
+            return Check(name: name, isSound: isSound, detail: detail, advice: isSound ? nil : advice)
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }

@@ -8,28 +8,29 @@ struct BenchCommand: ParsableCommand {
 
     struct Ops: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Time each op, as shares of the machine's own matrix product and memory speed.",
+            abstract: "Time each op, as shares of the device's own matrix product and memory speed.",
             discussion: """
-                gemm% is the share of the matrix product's GFLOP/s, mem% the share of a vector addition's GB/s: an op \
-                near 100% of either is as fast as this machine allows.
+                product% is the share of a large matrix product's speed, memory% of a large copy's or addition's, both \
+                measured in the same run: an op near 100% of either is as fast as this device allows.
 
                   martlet bench ops --shapes wide --tokens 512
+                  martlet bench ops --device cuda --shapes qwen3-30b-a3b --tokens 4096
                   martlet bench ops --only experts --only attention
                 """)
 
         @Option(help: "wide, fine (128 small experts) or qwen3-30b-a3b (a layer of it).") var shapes = ShapesName.wide
         @Option(help: "Tokens of the tile.") var tokens = 512
         @Option(help: "Measure only this op. May be repeated.") var only: [String] = []
-        @Option(help: "CPU threads (default: all cores).") var threads: Int?
+        @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false
 
         func run() throws {
-            if !json { Terminal.say(OpBenchmark.header) }
-            let result = try OpBenchmark.run(shapes: shapes.shapes, tokens: tokens, only: only, threads: threads) {
-                row in
-                if !json { Terminal.say(row.description) }
+            let result = try OpBenchmark.run(
+                shapes: shapes.shapes, tokens: tokens, only: only, compute: compute.value
+            ) { line in
+                if !json { Terminal.say(line) }
             }
-            Terminal.say(json ? result.json : result.summary)
+            if json { Terminal.say(result.json) }
         }
     }
 
@@ -47,6 +48,7 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Without --model: a random model of this shape: wide, fine, qwen3-30b-a3b.") var preset =
             ShapesName.wide
         @Option(help: "Layers of the random model (default: the preset's).") var layers: Int?
+        @Option(help: "Of the random model: send nearly all tokens to this many experts.") var busyExperts: Int?
         @Option(help: "Tokens of a step.") var tokens = 1024
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
@@ -65,7 +67,7 @@ struct BenchCommand: ParsableCommand {
             (settings.model, settings.preset, settings.layers) = (
                 model, preset.shapes, layers ?? preset.shapes.layerCount
             )
-            (settings.compute, settings.profiles) = (compute.value, profile)
+            (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
             settings.optim = optim.type
             settings.tileTokens = tileTokens
@@ -103,13 +105,26 @@ struct DoctorCommand: ParsableCommand {
             and backward and at awkward sizes, with the matrix library against Martlet's own product and with all \
             threads against one; then the gradients of a tiny model against differences of its loss. Exit code 1 if \
             something is broken.
+
+            With --kernels, compiles every GPU kernel for every GPU architecture instead, and keeps what it compiled \
+            (MARTLET_CACHE). That needs NVRTC and no GPU; MARTLET_CUDA_PATH names folders to find NVRTC in.
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
+    @Flag(help: "Examine the GPU only.") var gpu = false
+    @Flag(help: "Compile every GPU kernel instead; needs no GPU.") var kernels = false
     @Flag(help: "Print one JSON object.") var json = false
 
+    func validate() throws {
+        if gpu && kernels { throw ValidationError("--gpu and --kernels exclude each other") }
+    }
+
     func run() throws {
-        let doctor = Doctor.examine(folder: folder) { if !json { Terminal.say($0.description) } }
+        let report = { (check: Doctor.Check) in if !json { Terminal.say(check.description) } }
+        let doctor =
+            kernels
+            ? try Doctor.examineKernels(progress: report)
+            : Doctor.examine(folder: folder, onlyGPU: gpu, progress: report)
         if json { Terminal.say(doctor.json) }
         if !doctor.isSound { throw ExitCode(1) }
     }

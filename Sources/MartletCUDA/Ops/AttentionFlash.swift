@@ -9,8 +9,10 @@ struct FlashShape {
     var ring = 2
     /// Blocks that share a multiprocessor.
     var blocks: Int
+    let headSize: Int
 
     init?(headSize: Int, sharedBytes: Int) {
+        self.headSize = headSize
         switch headSize {
         case 64: (warps, warpRows, blocks) = (4, 32, 3)
         case 128: (warps, warpRows, blocks) = (4, 32, sharedBytes > 128 << 10 ? 2 : 1)
@@ -21,13 +23,12 @@ struct FlashShape {
 
     var queries: Int { warps * warpRows }
 
-    func kernel(_ device: Device, headSize: Int) -> Kernel? {
-        device.kernel(
-            "attention_flash.cu", "attention_flash",
-            [
-                KernelDefine("HEAD", headSize), KernelDefine("WARPS", warps), KernelDefine("WARP_ROWS", warpRows),
-                KernelDefine("RING", ring), KernelDefine("BLOCKS", blocks),
-            ], sharedBytes: 2 * headSize * (queries + 64 * ring))
+    var sharedBytes: Int { 2 * headSize * (queries + 64 * ring) }
+    var defines: [KernelDefine] {
+        [
+            KernelDefine("HEAD", headSize), KernelDefine("WARPS", warps), KernelDefine("WARP_ROWS", warpRows),
+            KernelDefine("RING", ring), KernelDefine("BLOCKS", blocks),
+        ]
     }
 }
 
@@ -61,17 +62,19 @@ struct FlashBackwardShape {
     }
 
     /// Tiles of keys, values, queries and output gradients, of P and dS; two statistics of every query.
-    private var sharedBytes: Int {
+    var sharedBytes: Int {
         4 * headSize * (keys + stages * queries) + 4 * keys * queries + 8 * stages * queries
+    }
+    var defines: [KernelDefine] {
+        [
+            KernelDefine("HEAD", headSize), KernelDefine("KEYS", keys), KernelDefine("QUERIES", queries),
+            KernelDefine("WARPS", warps), KernelDefine("STAGES", stages),
+        ]
     }
 
     func kernel(_ device: Device, _ entry: String) -> Kernel? {
         device.kernel(
-            "attention_flash_backward.cu", entry,
-            [
-                KernelDefine("HEAD", headSize), KernelDefine("KEYS", keys), KernelDefine("QUERIES", queries),
-                KernelDefine("WARPS", warps), KernelDefine("STAGES", stages),
-            ], sharedBytes: entry == "attention_delta" ? 0 : sharedBytes)
+            "attention_flash_backward.cu", entry, defines, sharedBytes: entry == "attention_delta" ? 0 : sharedBytes)
     }
 
     /// In how many parts the heads of a group are walked: more blocks, but each part passes its dk and dv on. Only where
@@ -113,19 +116,10 @@ struct FlashScratch {
 }
 
 extension CUDABackend {
-    /// Shared memory that a block may have (CUDA C++ programming guide, compute capabilities).
-    private var sharedBytes: Int {
-        switch device.capability {
-        case 80, 87: 163 << 10
-        case 90, 100, 103, 110: 227 << 10
-        default: 99 << 10
-        }
-    }
-
     /// For the largest tile: if every row is a sequence, and keys up to four million rows.
     func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
         guard shapes.trains, computeDType == .bfloat16, shapes.tokens > 0,
-            let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: sharedBytes)
+            let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: device.architecture.sharedBytes)
         else { return }
         let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)
         let split =
@@ -140,11 +134,13 @@ extension CUDABackend {
 
     /// False where there is no such kernel for this head size, dtype and GPU.
     func flashAttention(_ call: AttentionCall) -> Bool {
-        guard call.q_TQD.dtype == .bfloat16, let shape = FlashShape(headSize: call.size, sharedBytes: sharedBytes)
+        guard call.q_TQD.dtype == .bfloat16,
+            let shape = FlashShape(headSize: call.size, sharedBytes: device.architecture.sharedBytes)
         else { return false }
         let table = attentionTables.table(.queries(shape.queries), call.spans)
         device.launch(
-            shape.kernel(device, headSize: call.size), Grid(table.count * call.queryHeads), block: 32 * shape.warps,
+            device.kernel("attention_flash.cu", "attention_flash", shape.defines, sharedBytes: shape.sharedBytes),
+            Grid(table.count * call.queryHeads), block: 32 * shape.warps,
             call.inputs + [
                 .tensor(call.o_TQD), .tensor(call.logSumExp_TQ), .address(table.address), .int(call.queryHeads),
                 .int(call.keyValueHeads), .float(call.scale),
@@ -154,7 +150,7 @@ extension CUDABackend {
 
     func flashAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
         guard call.q_TQD.dtype == .bfloat16,
-            let shape = FlashBackwardShape(headSize: call.size, sharedBytes: sharedBytes)
+            let shape = FlashBackwardShape(headSize: call.size, sharedBytes: device.architecture.sharedBytes)
         else { return false }
         let table = attentionTables.table(.keys(shape.keys, queryRows: shape.queries), call.spans)
         let items = table.count * call.keyValueHeads

@@ -42,6 +42,12 @@ struct ExpertsSize {
         a = max(experts.gateUpAdapter?.a.shape[1] ?? 0, experts.downAdapter?.a.shape[1] ?? 0)
         precondition(x.count == t * h && experts.gateUp_EFH.count == e * 2 * f * h && routing.offset_E1.count == e + 1)
     }
+
+    /// Whether the grouped kernels compute these.
+    func isGrouped(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> Bool {
+        dtype == .bfloat16 && h % 8 == 0 && f % 8 == 0 && a % 16 == 0 && a <= 64 && !dropsOut && !trainsWeights
+            && e <= 1024
+    }
 }
 
 extension CUDABackend {
@@ -81,10 +87,7 @@ extension CUDABackend {
 
     /// The path that experts take: the chosen one where it can compute them, else the loop.
     private func expertsPath(_ size: ExpertsSize, dropsOut: Bool, trainsWeights: Bool) -> ExpertsPath {
-        let isGrouped =
-            computeDType == .bfloat16 && size.h % 8 == 0 && size.f % 8 == 0 && size.a % 16 == 0 && size.a <= 64
-            && !dropsOut && !trainsWeights && size.e <= 1024
-        return isGrouped ? expertsPath : .loop
+        size.isGrouped(computeDType, dropsOut: dropsOut, trainsWeights: trainsWeights) ? expertsPath : .loop
     }
 
     /// The temporaries that experts of these shapes need.
@@ -98,12 +101,11 @@ extension CUDABackend {
     }
 
     /// The fastest path that the GPU has, unless `MARTLET_MOE_BACKEND` names another.
-    static func expertsPath(capability: Int) throws(MartletError) -> ExpertsPath {
+    static func expertsPath(
+        capability: Int, named name: String? = getenv("MARTLET_MOE_BACKEND").map { String(cString: $0) }
+    ) throws(MartletError) -> ExpertsPath {
         let best: ExpertsPath = capability == 90 ? .hopper : .portable
-        guard let name = getenv("MARTLET_MOE_BACKEND").map({ String(cString: $0) }), !name.isEmpty, name != "auto"
-        else {
-            return best
-        }
+        guard let name, !name.isEmpty, name != "auto" else { return best }
         guard let path = ExpertsPath(rawValue: name) else {
             throw MartletError(
                 "there is no MoE backend '\(name)'", in: "MARTLET_MOE_BACKEND",

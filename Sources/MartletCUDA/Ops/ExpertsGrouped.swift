@@ -35,7 +35,7 @@ struct GroupedScratch {
 }
 
 /// How the portable kernel is cut: what fits a GPU's shared memory, two blocks a multiprocessor where that is enough.
-private struct PortableTile {
+struct PortableTile {
     static let columns = 128
     let step: Int
     let stages: Int
@@ -49,12 +49,18 @@ private struct PortableTile {
     }
 
     var sharedBytes: Int { stages * step * 2 * (128 + PortableTile.columns) }
+    var defines: [KernelDefine] {
+        [
+            KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", step),
+            KernelDefine("STAGES", stages),
+        ]
+    }
 }
 
 /// One call of the grouped kernels: a layer's experts over the rows of a tile, without a wait for the host.
 struct GroupedExperts {
     /// The four grouped products, numbered as the kernels number them.
-    private enum Mode: Int { case up, down, dact, dx }
+    enum Mode: Int, CaseIterable { case up, down, dact, dx }
 
     private let device: Device
     private let backend: CUDABackend
@@ -90,12 +96,12 @@ struct GroupedExperts {
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
         prepare()
         if let lora = experts.gateUpAdapter {
-            project(x_TH, a1_EAH, lora.scale, into: scratch.p_RA, gathers: true)
+            project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
         }
         product(.up, x_TH, gateUp_RF, into: gateUp_RF, scratch.act_RF)
         guard let y_TH else { return }
         if let lora = experts.downAdapter {
-            project(scratch.act_RF, a2_EAF, lora.scale, into: scratch.p_RA, gathers: false)
+            project(scratch.act_RF, a2_EAF, lora.scale, into: scratch.p_RA, weighted: lora.low, gathers: false)
         }
         product(.down, scratch.act_RF, gateUp_RF, into: scratch.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine", combineDefines)
@@ -114,18 +120,18 @@ struct GroupedExperts {
         }
         product(.dact, dy_TH, gateUp_RF, into: gateUp_RF, s.act_RF)
         if let lora = experts.downAdapter {
-            project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
+            if lora.low == nil {
+                project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
+            }
             gradient(s.q2w_RA, s.act_RF, into: lora.da, gathers: false, outputMajor: false)
-            gradient(s.weighted_RA, dy_TH, into: lora.db, gathers: true, outputMajor: true)
+            gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, gathers: true, outputMajor: true)
         }
         if let lora = experts.gateUpAdapter {
             transpose(b1_EFA, into: s.b1_EAF)
             project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
             gradient(s.q1_RA, x_TH, into: lora.da, gathers: true, outputMajor: false)
-            if lora.db != nil {
-                project(x_TH, a1_EAH, lora.scale, into: s.p_RA, gathers: true)
-                gradient(s.p_RA, gateUp_RF, into: lora.db, gathers: false, outputMajor: true)
-            }
+            if lora.low == nil { project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true) }
+            gradient(p1_RA, gateUp_RF, into: lora.db, gathers: false, outputMajor: true)
         }
         product(.dx, gateUp_RF, gateUp_RF, into: s.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine_backward", combineDefines)
@@ -139,6 +145,9 @@ struct GroupedExperts {
 
     /// Column tiles of dact, each of which leaves a partial sum a row.
     private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.columns) }
+
+    /// x A^T of the gate and up projections; of the down projection what is kept is weighted, as its gradient wants it.
+    private var p1_RA: Tensor { experts.gateUpAdapter?.low ?? scratch.p_RA }
 
     // MARK: Launches
 
@@ -223,11 +232,7 @@ struct GroupedExperts {
     ) {
         let tile = PortableTile(capability: device.capability)
         let kernel = device.kernel(
-            "grouped_gemm_sm80.cu", "grouped_gemm",
-            defines + [
-                KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", tile.step),
-                KernelDefine("STAGES", tile.stages),
-            ], sharedBytes: tile.sharedBytes)
+            "grouped_gemm_sm80.cu", "grouped_gemm", defines + tile.defines, sharedBytes: tile.sharedBytes)
         let outputs = mode == .up ? 2 * size.f : mode == .dact ? size.f : size.h
         let weight = mode == .up || mode == .dx ? experts.gateUp_EFH : experts.down_EHF
         let (p, matrix) = adapterOperands(mode)
@@ -239,7 +244,7 @@ struct GroupedExperts {
     /// The adapter's extension of both operands: the skinny product, and the matrix that it is multiplied by.
     private func adapterOperands(_ mode: Mode) -> (p: Tensor, matrix: Tensor) {
         switch mode {
-        case .up: (scratch.p_RA, b1_EFA)
+        case .up: (p1_RA, b1_EFA)
         case .down: (scratch.p_RA, b2_EHA)
         case .dact: (scratch.q2_RA, a2_EAF)
         case .dx: (scratch.q1_RA, a1_EAH)

@@ -74,6 +74,7 @@ private struct LinearCall {
         var b_OA: Tensor
         var scale: Float
         var dropout: Dropout?
+        var low_TA: Tensor?
         var da_AI: Tensor?
         var db_OA: Tensor?
     }
@@ -108,7 +109,7 @@ private struct LinearCall {
             Factors(
                 a_AI: computed(adapter.a, scratch.a.reshaped([rank, I])),
                 b_OA: computed(adapter.b, scratch.b.reshaped([O, rank])), scale: adapter.scale,
-                dropout: adapter.dropout, da_AI: adapter.da,
+                dropout: adapter.dropout, low_TA: adapter.low, da_AI: adapter.da,
                 db_OA: adapter.db)
         }
     }
@@ -123,7 +124,7 @@ private struct LinearCall {
 
     /// p = x A^T
     func project(_ x_TI: Tensor, _ factors: Factors) -> Tensor {
-        let p_TA = scratch.p.reshaped([T, factors.a_AI.shape[0]])
+        let p_TA = factors.low_TA ?? scratch.p.reshaped([T, factors.a_AI.shape[0]])
         backend.blas.product(Operand(x_TI), Operand(factors.a_AI).transposed, into: p_TA)
         return p_TA
     }
@@ -134,7 +135,7 @@ private struct LinearCall {
         let q_TA = scratch.q.reshaped([T, factors.a_AI.shape[0]]), x_TI = input(x_TI, factors)
         blas.product(Operand(dy_TO), Operand(factors.b_OA), into: q_TA)
         if let db_OA = factors.db_OA {
-            let p_TA = project(x_TI, factors)
+            let p_TA = factors.low_TA ?? project(x_TI, factors)
             blas.product(Operand(dy_TO).transposed, Operand(p_TA), into: db_OA, alpha: scale, adds: true)
         }
         if let da_AI = factors.da_AI {

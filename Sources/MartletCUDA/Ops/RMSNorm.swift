@@ -67,7 +67,7 @@ extension CUDABackend {
 }
 
 /// How the kernels of rms_norm.cu are launched over a tensor.
-private struct NormLaunch {
+struct NormLaunch {
     let rows: Int
     let width: Int
     let grid: Grid
@@ -76,12 +76,17 @@ private struct NormLaunch {
     init(_ x_TH: Tensor, _ weight_H: Tensor) {
         width = weight_H.count
         rows = x_TH.count / width
-        // Threads of a row: at most 24 elements each, as long as a block suffices.
-        var threads = 32
-        while threads < 256, threads * 24 < width { threads *= 2 }
+        let threads = NormLaunch.threads(width: width)
         grid = Grid(ceilDiv(rows, 256 / threads))
         defines = [
             .storage(of: x_TH), .parameter(weight_H), KernelDefine("WIDTH", width), KernelDefine("THREADS", threads),
         ]
+    }
+
+    /// Threads of a row: at most 24 elements each, as long as a block suffices.
+    static func threads(width: Int) -> Int {
+        var threads = 32
+        while threads < 256, threads * 24 < width { threads *= 2 }
+        return threads
     }
 }

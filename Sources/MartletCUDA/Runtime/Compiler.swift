@@ -32,17 +32,19 @@ struct Compiler: Sendable {
         var major: Int32 = 0, minor: Int32 = 0
         _ = getVersion(&major, &minor)
         version = "NVRTC \(major).\(minor)"
+        library.open(beside: "libnvrtc-builtins.so.\(major).\(minor)")
     }
 
-    /// A cubin of `file` for `architecture` ("sm_90a").
-    func compile(_ file: String, _ defines: [KernelDefine], architecture: String) throws(MartletError) -> [UInt8] {
+    /// A cubin.
+    func compile(_ variant: KernelVariant, for architecture: Architecture) throws(MartletError) -> [UInt8] {
+        let file = variant.file
         guard let source = KernelSources.text[file] else {
             throw MartletError("there is no kernel source '\(file)'", because: "it is not embedded", fix: "report this")
         }
         let headers = KernelSources.headers
         let options =
-            ["--gpu-architecture=\(architecture)", "-std=c++17", "-default-device"]
-            + defines.map { "-D\($0.name)=\($0.value)" }
+            ["--gpu-architecture=\(architecture.name)", "-std=c++17", "-default-device"]
+            + variant.defines.map { "-D\($0.name)=\($0.value)" }
         var program: Program = nil
         let made = withStrings(headers.map(\.text)) { texts in
             withStrings(headers.map(\.name)) { names in
@@ -108,6 +110,17 @@ enum KernelSources {
     }()
     static let headers = text.filter { $0.key.hasSuffix(".cuh") }.sorted { $0.key < $1.key }
         .map { (name: $0.key, text: $0.value) }
+}
+
+/// A source and its constants: what one cubin is made of.
+struct KernelVariant: Hashable, Sendable {
+    var file: String
+    var defines: [KernelDefine]
+
+    init(_ file: String, _ defines: [KernelDefine] = []) {
+        self.file = file
+        self.defines = defines
+    }
 }
 
 /// A compile-time constant of a kernel.

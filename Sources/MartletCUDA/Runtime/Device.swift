@@ -20,15 +20,11 @@ final class Device {
     var profile: Profile?
 
     private let cache: KernelCache
-    private var modules: [ModuleKey: Driver.Pointer] = [:]
+    private var modules: [KernelVariant: Driver.Pointer] = [:]
     private var kernels: [KernelKey: Kernel] = [:]
 
-    private struct ModuleKey: Hashable {
-        var file: String
-        var defines: [KernelDefine]
-    }
     private struct KernelKey: Hashable {
-        var module: ModuleKey
+        var module: KernelVariant
         var entry: String
     }
 
@@ -76,8 +72,7 @@ final class Device {
         }
     }
 
-    /// What kernels are compiled for: the architecture with its own features on Hopper and Blackwell.
-    var architecture: String { "sm_\(capability)" + (capability == 90 || capability >= 100 ? "a" : "") }
+    var architecture: Architecture { Architecture(capability: capability) }
 
     // MARK: Errors
 
@@ -105,7 +100,7 @@ final class Device {
     /// The kernel `entry` of `file`, compiled or from the cache. Dynamic shared memory is part of the kernel.
     func kernel(_ file: String, _ entry: String, _ defines: [KernelDefine] = [], sharedBytes: Int = 0) -> Kernel? {
         guard failure == nil else { return nil }
-        let key = KernelKey(module: ModuleKey(file: file, defines: defines), entry: entry)
+        let key = KernelKey(module: KernelVariant(file, defines), entry: entry)
         if let kernel = kernels[key] { return kernel }
         do throws(MartletError) {
             let kernel = try load(key, sharedBytes)
@@ -132,22 +127,12 @@ final class Device {
         return Kernel(function: function, sharedBytes: sharedBytes)
     }
 
-    private func loadModule(_ key: ModuleKey) throws(MartletError) -> Driver.Pointer {
-        let image = try image(key.file, key.defines)
+    private func loadModule(_ variant: KernelVariant) throws(MartletError) -> Driver.Pointer {
+        let image = try cache.image(of: variant, for: architecture, by: compiler)
         var module: Driver.Pointer = nil
-        check(driver.moduleLoadData(&module, image), "loading \(key.file)")
+        check(driver.moduleLoadData(&module, image), "loading \(variant.file)")
         if let failure { throw failure }
         return module
-    }
-
-    private func image(_ file: String, _ defines: [KernelDefine]) throws(MartletError) -> [UInt8] {
-        let name = KernelCache.key(
-            [KernelSources.text[file] ?? "", architecture, compiler.version, file]
-                + defines.map { "\($0.name)=\($0.value)" } + KernelSources.headers.map(\.text))
-        if let image = cache.read(name) { return image }
-        let image = try compiler.compile(file, defines, architecture: architecture)
-        cache.write(image, name)
-        return image
     }
 
     /// Queues a launch.

@@ -9,19 +9,22 @@ import Darwin
 /// A library of NVIDIA's that is found when the program runs: nothing links CUDA.
 struct DynamicLibrary: @unchecked Sendable {
     private let handle: UnsafeMutableRawPointer
+    /// Empty if the loader found it.
+    private let folder: String
     /// "libnvrtc.so.13 (/usr/local/cuda/lib64)"
     let description: String
 
     /// Opens the first of `names` that some folder has. Tried, in this order: `MARTLET_CUDA_PATH`, what the loader finds
     /// (`LD_LIBRARY_PATH`, ldconfig), CUDA's own folders, and the `nvidia/*/lib` folders of Python environments.
-    init(_ what: String, _ names: [String]) throws(MartletError) {
+    init(_ what: String, _ names: [String], folders: [String] = DynamicLibrary.standardFolders) throws(MartletError) {
         var tried: [String] = []
-        for folder in DynamicLibrary.folders {
+        for folder in folders {
             for name in names {
                 let path = folder.isEmpty ? name : "\(folder)/\(name)"
                 if !folder.isEmpty, access(path, R_OK) != 0 { continue }
                 if let handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL) {
                     self.handle = handle
+                    self.folder = folder
                     description = "\(name) (\(folder.isEmpty ? "found by the loader" : folder))"
                     return
                 }
@@ -31,10 +34,15 @@ struct DynamicLibrary: @unchecked Sendable {
         throw MartletError(
             "\(what) was not found", in: names.joined(separator: " or "),
             because: tried.isEmpty
-                ? "neither the loader nor \(DynamicLibrary.folders.dropFirst().joined(separator: ", ")) has it"
+                ? "neither the loader nor \(folders.filter { !$0.isEmpty }.joined(separator: ", ")) has it"
                 : tried.joined(separator: "; "),
             fix: "install it (`pip install nvidia-cuda-nvrtc nvidia-cublas nvidia-cudnn-cu13` or NVIDIA's packages), "
                 + "or name its folder in MARTLET_CUDA_PATH; or train on the CPU with 'device: cpu'")
+    }
+
+    /// Opens what this library loads later by its bare name: the loader does not look in its folder, but remembers.
+    func open(beside name: String) {
+        if !folder.isEmpty { _ = dlopen("\(folder)/\(name)", RTLD_NOW | RTLD_GLOBAL) }
     }
 
     /// A function of the library.
@@ -48,7 +56,7 @@ struct DynamicLibrary: @unchecked Sendable {
     }
 
     /// Folders to look in; the empty one is the loader's own search.
-    private static let folders: [String] = {
+    static let standardFolders: [String] = {
         var folders: [String] = []
         if let chosen = getenv("MARTLET_CUDA_PATH").map({ String(cString: $0) }) {
             for folder in chosen.split(separator: ":") {

@@ -22,6 +22,19 @@ struct KernelCache: Sendable {
         return KernelCache(folder: "\(root)/kernels")
     }()
 
+    /// The cubin of `variant`: from here, else compiled and kept here.
+    func image(
+        of variant: KernelVariant, for architecture: Architecture, by compiler: Compiler
+    ) throws(MartletError) -> [UInt8] {
+        let key = KernelCache.key(
+            [KernelSources.text[variant.file] ?? "", architecture.name, compiler.version, variant.file]
+                + variant.defines.map { "\($0.name)=\($0.value)" } + KernelSources.headers.map(\.text))
+        if let image = read(key) { return image }
+        let image = try compiler.compile(variant, for: architecture)
+        write(image, key)
+        return image
+    }
+
     /// The name of the entry that everything in `parts` leads to.
     static func key(_ parts: [String]) -> String {
         let bytes = Array(parts.joined(separator: "\u{0}").utf8)

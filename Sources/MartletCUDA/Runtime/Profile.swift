@@ -32,12 +32,8 @@ extension Device {
 }
 
 extension CUDABackend {
-    /// Kernels and library calls that `body` queues.
-    package func countLaunches(_ body: () throws(MartletError) -> Void) throws(MartletError) -> Int {
-        let before = device.launchCount
-        try body()
-        return device.launchCount - before
-    }
+    /// Kernels launched and library calls made so far.
+    package var launchCount: Int { device.launchCount }
 
     /// Device time of every op that `body` calls, the largest first.
     package func profile(
@@ -47,5 +43,22 @@ extension CUDABackend {
         try body()
         let entries = device.endProfile()
         return entries.map { ($0.key, $0.value.count, $0.value.milliseconds) }.sorted { $0.2 > $1.2 }
+    }
+
+    /// Milliseconds of a call of `body` by the device's clock: the mean of `repeats` in a row, which get their numbers.
+    /// With a `prepare`, which comes before each and does not count, every call is timed by itself.
+    package func deviceMilliseconds(
+        repeats: Int, preparing prepare: (() -> Void)? = nil, _ body: (Int) -> Void
+    ) throws(MartletError) -> Double {
+        var intervals: [(start: Driver.Pointer, end: Driver.Pointer)] = []
+        for calls in prepare == nil ? [0..<repeats] : (0..<repeats).map({ $0..<$0 + 1 }) {
+            prepare?()
+            let start = device.mark()
+            calls.forEach(body)
+            intervals.append((start, device.mark()))
+        }
+        let total = intervals.reduce(0) { $0 + device.milliseconds(from: $1.start, to: $1.end) }
+        if let failure = device.takeFailure() { throw failure }
+        return total / Double(repeats)
     }
 }

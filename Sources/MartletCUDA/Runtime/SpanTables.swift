@@ -56,7 +56,7 @@ final class SpanTables {
         let table = Table(address: memory.address + UInt(used), count: key.count)
         used += roundUp(size, to: 256)
         known[key] = table
-        send(key, table)
+        SpanTables.bytes(key).withUnsafeBytes { staging.send($0, to: table.address) }
         return table
     }
 
@@ -65,7 +65,9 @@ final class SpanTables {
         known = [:]
     }
 
-    private func send(_ key: Key, _ table: Table) {
+    /// What a table holds.
+    static func bytes(_ key: Key) -> [UInt8] {
+        let table = Table(address: 0, count: key.count)
         // Empty sequences begin where the last one ends.
         let last = key.spans.last
         let ends = (
@@ -76,7 +78,7 @@ final class SpanTables {
         var bytes = [UInt8](repeating: 0, count: table.byteCount)
         bytes.withUnsafeMutableBytes { memory in
             func place<Value: FixedWidthInteger>(_ values: [Value], _ address: UInt) {
-                let target = UnsafeMutableRawBufferPointer(rebasing: memory[Int(address - table.address)...])
+                let target = UnsafeMutableRawBufferPointer(rebasing: memory[Int(address)...])
                 values.withUnsafeBytes { target.copyMemory(from: $0) }
             }
             place(starts.map { Int64($0.0 * key.queryRow) }, table.queryOffsets)
@@ -85,6 +87,6 @@ final class SpanTables {
             place(key.spans.map { Int32($0.queryCount) }, table.queryCounts)
             place(key.spans.map { Int32($0.keyCount) }, table.keyCounts)
         }
-        bytes.withUnsafeBytes { staging.send($0, to: table.address) }
+        return bytes
     }
 }

@@ -16,6 +16,8 @@ package protocol Backend: AnyObject {
     var preferredTileTokens: Int { get }
     /// Whether reading a weight again costs far more than computing with it: memory then goes to weights first.
     var fetchesWeightsSlowly: Bool { get }
+    /// Whether the backward pass is faster with the adapters' skinny products at hand (`LoRA.low`).
+    var keepsLowProducts: Bool { get }
 
     // MARK: Memory
 

@@ -31,6 +31,9 @@ package struct LoRA: Sendable {
     /// alpha / r, or alpha / sqrt(r) for rsLoRA.
     package var scale: Float
     package var dropout: Dropout?
+    /// Room for the skinny product of every row, [T, A] or [R, A] in the compute dtype: the forward pass leaves in it what the
+    /// same backend's backward pass wants to find. nil: the product is made again.
+    package var low: Tensor?
 
     package init(a: Tensor, b: Tensor, da: Tensor? = nil, db: Tensor? = nil, scale: Float, dropout: Dropout? = nil) {
         self.a = a

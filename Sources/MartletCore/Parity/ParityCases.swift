@@ -43,6 +43,12 @@ extension Parity {
         .attention(seed: 2, t: 0, u: 0, q: 2, g: 1, d: 64, spans: []),
         .attention(seed: 3, t: 41, u: 74, q: 6, g: 2, d: 10, spans: spans(7, before: 33, 33)),
         .attention(seed: 4, t: 258, u: 321, q: 8, g: 2, d: 64, spans: spans(200, before: 63, 57)),
+        .attention(
+            seed: 6, t: 256, u: 512, q: 4, g: 2, d: 64,
+            spans: [AttentionSpan(queryStart: 0, queryCount: 256, keyStart: 0, keyCount: 512)]),
+        .attention(
+            seed: 7, t: 512, u: 512, q: 8, g: 2, d: 128,
+            spans: [AttentionSpan(queryStart: 0, queryCount: 512, keyStart: 0, keyCount: 512)]),
         .attention(seed: 5, t: 194, u: 450, q: 4, g: 4, d: 128, spans: spans(128, before: 256, 65)),
     ]
 

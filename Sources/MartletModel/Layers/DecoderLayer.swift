@@ -21,6 +21,8 @@ struct LayerSaved {
     /// The residual stream between the two halves.
     var middle_TH: Tensor
     var feedForward: FeedForwardSaved
+    /// Empty where nothing is kept.
+    var low: LowProducts
 }
 
 struct DecoderLayer {
@@ -34,7 +36,7 @@ struct DecoderLayer {
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
         into y_TH: Tensor?, saving saved: LayerSaved, hasKeys: Bool = false
     ) {
-        let normed_TH = workspace.normed_TH.rows(0..<tile.count)
+        let normed_TH = workspace.normed_TH.rows(0..<tile.count), weights = weights.keeping(saved.low)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: epsilon, into: normed_TH)
         if !hasKeys { attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved.attention) }
         backend.set(saved.middle_TH, to: x_TH)
@@ -52,7 +54,7 @@ struct DecoderLayer {
         _ workspace: Workspace, _ saved: LayerSaved, _ auxiliary: RouterAuxiliary?, _ dx_TH: Tensor
     ) {
         let normed_TH = workspace.normed_TH.rows(0..<tile.count)
-        let dnormed_TH = workspace.dnormed_TH.rows(0..<tile.count)
+        let dnormed_TH = workspace.dnormed_TH.rows(0..<tile.count), weights = weights.keeping(saved.low)
         backend.rmsNorm(saved.middle_TH, weights.postAttentionNorm.weight_H, epsilon: epsilon, into: normed_TH)
         feedForward.backward(
             normed_TH, weights, tile, workspace, saved.feedForward, auxiliary, dx_TH, into: dnormed_TH)

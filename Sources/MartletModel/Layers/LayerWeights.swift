@@ -18,6 +18,33 @@ struct LayerWeights {
     }
 }
 
+/// The adapters' skinny products of a tile, kept for the backward pass, by the kind of weight.
+typealias LowProducts = [Weight.Kind: Tensor]
+
+extension LayerWeights {
+    /// The same weights, whose adapters keep their products in `low`.
+    func keeping(_ low: LowProducts) -> LayerWeights {
+        guard !low.isEmpty else { return self }
+        var copy = self
+        copy.query.adapter?.low = low[.query]
+        copy.key.adapter?.low = low[.key]
+        copy.value.adapter?.low = low[.value]
+        copy.output.adapter?.low = low[.output]
+        switch feedForward {
+        case .dense(var gate, var up, var down):
+            gate.adapter?.low = low[.gate]
+            up.adapter?.low = low[.up]
+            down.adapter?.low = low[.down]
+            copy.feedForward = .dense(gate: gate, up: up, down: down)
+        case .sparse(let router, var experts):
+            experts.gateUpAdapter?.low = low[.expertsGateUp]
+            experts.downAdapter?.low = low[.expertsDown]
+            copy.feedForward = .sparse(router: router, experts: experts)
+        }
+        return copy
+    }
+}
+
 /// An RMSNorm's weight, with its gradient if it is trained.
 struct Norm {
     var weight_H: Tensor

@@ -130,7 +130,8 @@ package struct Planner {
             in: "the memory plan", because: rows,
             fix: tokens > 0
                 ? "use at most \(tokens) tokens a step (max_length x batch x accumulation), or raise memory_limit"
-                : "even one token does not fit: raise memory_limit, lower lora_r, write 'optim: adamw_8bit', or use a smaller model")
+                : "even one token does not fit: raise memory_limit, lower lora_r, write 'optim: adamw_8bit', or use a smaller model"
+        )
     }
 
     /// The largest n in 0...bound that fits, where fitting is monotone and 0 fits.

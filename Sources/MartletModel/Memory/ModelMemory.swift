@@ -65,12 +65,15 @@ final class ModelMemory {
         keyValueRows = (0..<(plan.caches ? L : 1)).map { _ in carveRows(plan.caches ? .cache : .workspace) }
         dkeyValueRows = settings.trains ? carveRows(.workspace) : nil
 
+        let lowRank = backend.keepsLowProducts && settings.trains ? settings.adapter?.rank ?? 0 : 0
         let keptLayers = (L - plan.keptLayers)..<L
         kept = Dictionary(
             uniqueKeysWithValues: keptLayers.map {
                 (
                     $0,
-                    SavedActivations(c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, in: arena, dtype)
+                    SavedActivations(
+                        c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, rank: lowRank, in: arena,
+                        dtype)
                 )
             })
         let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })

@@ -12,14 +12,16 @@ struct SavedActivations {
     private let middle_TH: Tensor
     private let dense: (gate_TF: Tensor, up_TF: Tensor)?
     private let sparse: (routing: Routing, gateUp_RF: Tensor)?
+    private let low: LowProducts
     private let tileTokens: Int
     private let keeps: Bool
 
     /// `rows` tokens; `keeps` says whether tiles have rows of their own here. `keyRows` lets the unrotated keys of a
     /// whole step stand beside one tile of the rest (they are needed again when the tile's backward pass comes).
+    /// `rank` of the adapters whose products are kept; 0: none.
     init(
         _ configuration: ModelConfiguration, isSparse: Bool, plan: ExecutionPlan, keeps: Bool, keyRows: Int,
-        in arena: Arena, _ dtype: DType
+        rank: Int = 0, in arena: Arena, _ dtype: DType
     ) {
         let c = configuration
         let T = keeps ? plan.stepTokens : plan.tileTokens
@@ -45,6 +47,14 @@ struct SavedActivations {
             dense = (carve([T, c.denseInnerSize]), carve([T, c.denseInnerSize]))
             sparse = nil
         }
+        let routed: [Weight.Kind] = isSparse ? [.expertsGateUp, .expertsDown] : []
+        let projections: [Weight.Kind] = [.query, .key, .value, .output] + (isSparse ? [] : [.gate, .up, .down])
+        var low: LowProducts = [:]
+        if keeps, rank > 0 {
+            for kind in projections { low[kind] = carve([T, rank]) }
+            for kind in routed { low[kind] = carve([T * (c.experts?.expertsPerToken ?? 0), rank]) }
+        }
+        self.low = low
     }
 
     /// The part that belongs to `tile`.
@@ -54,7 +64,14 @@ struct SavedActivations {
         let attention = AttentionSaved(
             query_TQD: query_TQD.rows(rows), key_TGD: key_TGD.rows(keyRows),
             output_TQD: output_TQD.rows(rows), logSumExp_TQ: logSumExp_TQ.rows(rows))
-        return LayerSaved(attention: attention, middle_TH: middle_TH.rows(rows), feedForward: feedForward(rows))
+        let K = sparse?.routing.expert_TK.shape[1] ?? 1
+        let routed = rows.lowerBound * K..<rows.upperBound * K
+        let low = Dictionary(
+            uniqueKeysWithValues: self.low.map { kind, tensor in
+                (kind, tensor.rows(kind == .expertsGateUp || kind == .expertsDown ? routed : rows))
+            })
+        return LayerSaved(
+            attention: attention, middle_TH: middle_TH.rows(rows), feedForward: feedForward(rows), low: low)
     }
 
     private func feedForward(_ rows: Range<Int>) -> FeedForwardSaved {

@@ -1,0 +1,130 @@
+internal import Dispatch
+package import MartletCore
+
+/// Every kernel source with representative constants, so that a machine without a GPU can compile all of it.
+///
+/// Constants are those of a common model (H 2048, F 768, E 128, K 8, D 128, ranks 16 and 64), and odd ones where a kernel
+/// has a slow path for them. Where an op chooses constants by architecture or width, its own rule is asked.
+package enum KernelCatalog {
+    /// No kernel is meant for 75 (Turing): its tensor cores have no bfloat16, and `Device` refuses it.
+    static let architectures = [80, 86, 89, 90, 100, 120].map(Architecture.init)
+
+    static func variants(for architecture: Architecture) -> [KernelVariant] {
+        // The slow ones first, so that no processor is left with one at the end.
+        attention(architecture) + products(architecture) + adapters + plain + routing
+    }
+
+    // MARK: The floors of a layer
+
+    private static func attention(_ architecture: Architecture) -> [KernelVariant] {
+        let sizes = [256, 192, 128, 64], sharedBytes = architecture.sharedBytes
+        let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
+        let forward = sizes.compactMap { FlashShape(headSize: $0, sharedBytes: sharedBytes) }
+        return backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
+            + forward.map { KernelVariant("attention_flash.cu", $0.defines) }
+            + halves.flatMap { half in
+                [10, 96].map { KernelVariant("attention_plain.cu", [half, KernelDefine("HEAD", $0)]) }
+            }
+    }
+
+    /// Grouped products: every mode without an adapter and with one of each rank.
+    private static func products(_ architecture: Architecture) -> [KernelVariant] {
+        let portable = PortableTile(capability: architecture.capability).defines
+        return [0, 16, 64].flatMap { rank in
+            GroupedExperts.Mode.allCases.flatMap { mode in
+                let defines = [
+                    KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", 2048), KernelDefine("INNER", 768),
+                    chosen, KernelDefine("RANK", rank),
+                ]
+                let variant = KernelVariant("grouped_gemm_sm80.cu", defines + portable)
+                guard architecture.capability == 90 else { return [variant] }
+                return [KernelVariant("grouped_gemm_sm90.cu", defines), variant]
+            }
+        }
+    }
+
+    private static var adapters: [KernelVariant] {
+        [16, 64].flatMap { rank in
+            let pack = KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank), KernelDefine("MASTER_HALF", 1)])
+            return [pack]
+                + [(1, 2048), (0, 768)].flatMap { gathers, width in
+                    let defines = [
+                        KernelDefine("GATHERS", gathers), KernelDefine("WIDTH", width), KernelDefine("RANK", rank),
+                        chosen,
+                    ]
+                    return [KernelVariant("lora_project.cu", defines)]
+                        + [0, 1].map {
+                            KernelVariant("lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)])
+                        }
+                }
+        }
+    }
+
+    private static var routing: [KernelVariant] {
+        [(128, 8), (5, 2)].flatMap { experts, count in
+            let experts = KernelDefine("EXPERTS", experts), count = KernelDefine("TOP_K", count)
+            return [KernelVariant("routing.cu", [experts])]
+                + halves.map { KernelVariant("router.cu", [experts, count, $0]) }
+        } + halves.map { KernelVariant("experts_loop.cu", [$0, chosen]) }
+            + [KernelVariant("combine.cu", [KernelDefine("HIDDEN", 2048), chosen])]
+    }
+
+    private static var plain: [KernelVariant] {
+        ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu"].flatMap { file in
+            halves.map { KernelVariant(file, [$0]) }
+        } + ["optimizer.cu", "reduce.cu"].map { KernelVariant($0) }
+            // Frozen and trained weights of a model in bfloat16, and one in float32; an odd width.
+            + [(1, 1, 2048), (1, 0, 2048), (0, 0, 2048), (1, 1, 49)].flatMap { half, parameter, width in
+                let storage = [KernelDefine("HALF", half), KernelDefine("PARAMETER_HALF", parameter)]
+                let isOdd = width % 8 != 0, head = KernelDefine("WIDTH", isOdd ? 10 : 128)
+                let row = storage + [KernelDefine("WIDTH", width)]
+                return [
+                    KernelVariant("embedding.cu", row),
+                    KernelVariant("rms_norm.cu", row + [KernelDefine("THREADS", NormLaunch.threads(width: width))]),
+                    KernelVariant("rotate.cu", storage + [head, KernelDefine("TRAINS", 1 - parameter)]),
+                ]
+            }
+    }
+
+    private static let halves = [1, 0].map { KernelDefine("HALF", $0) }
+    private static let chosen = KernelDefine("TOP_K", 8)
+}
+
+// MARK: Compiling all of it
+
+extension KernelCatalog {
+    /// What became of the kernels of one architecture.
+    package struct Outcome: Sendable {
+        /// "sm_90a"
+        package let architecture: String
+        /// "NVRTC 13.0"
+        package let compiler: String
+        package let count: Int
+        package let failures: [MartletError]
+    }
+
+    /// Compiles the catalog for one architecture after the other, each on all processors. What the kernels' cache has is
+    /// not compiled again.
+    package static func compile(then report: (Outcome) -> Void) throws(MartletError) {
+        let compiler = try Compiler()
+        for architecture in architectures {
+            let variants = variants(for: architecture)
+            var failures = [MartletError?](repeating: nil, count: variants.count)
+            failures.withUnsafeMutableBufferPointer { failures in
+                // Each iteration has a place of its own, which the compiler cannot know.
+                nonisolated(unsafe) let failures = failures
+                DispatchQueue.concurrentPerform(iterations: variants.count) { i in
+                    do throws(MartletError) {
+                        _ = try KernelCache.standard.image(of: variants[i], for: architecture, by: compiler)
+                    } catch {
+                        failures[i] = error
+                    }
+                }
+            }
+            report(
+                Outcome(
+                    architecture: architecture.name, compiler: compiler.version, count: variants.count,
+                    failures: failures.compactMap { $0 }))
+        }
+    }
+}

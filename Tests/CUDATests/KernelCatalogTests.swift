@@ -1,0 +1,70 @@
+import Foundation
+import MartletCore
+import Testing
+
+@testable import MartletCUDA
+
+/// What CI compiles is all that there is. That it compiles, `martlet doctor --kernels` tells.
+@Suite struct KernelCatalogTests {
+    private let files = Set(KernelSources.text.keys.filter { $0.hasSuffix(".cu") })
+    private let repository = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../..").standardized
+
+    @Test func everySourceIsEmbedded() throws {
+        let folder = repository.appending(path: "Sources/CMartletKernels/kernels")
+        for name in try FileManager.default.contentsOfDirectory(atPath: folder.path) {
+            let text = try String(contentsOf: folder.appending(path: name), encoding: .utf8)
+            let isEmbedded = KernelSources.text[name] == text
+            #expect(isEmbedded, "\(name) stands in kernels.c")
+        }
+    }
+
+    @Test(arguments: KernelCatalog.architectures)
+    func everySourceIsCompiled(_ architecture: Architecture) {
+        let variants = KernelCatalog.variants(for: architecture)
+        #expect(Set(variants).count == variants.count, "none twice")
+        let hopperOnly: Set = ["grouped_gemm_sm90.cu"]
+        let wanted = architecture.capability == 90 ? files : files.subtracting(hopperOnly)
+        #expect(Set(variants.map(\.file)) == wanted)
+    }
+
+    /// A source that knows both storages is compiled for both.
+    @Test func bothStoragesAreCompiled() {
+        let variants = KernelCatalog.variants(for: Architecture(capability: 80))
+        for file in files where KernelSources.text[file]?.contains("#include \"elements.cuh\"") == true {
+            let halves = variants.filter { $0.file == file }.flatMap(\.defines).filter { $0.name == "HALF" }
+            #expect(Set(halves.map(\.value)) == [0, 1], "\(file)")
+        }
+    }
+
+    /// A kernel that is renamed in one place only is found by no compiler.
+    @Test func everyKernelIsCalledByItsName() throws {
+        let folder = repository.appending(path: "Sources/MartletCUDA")
+        let swift = try FileManager.default.subpathsOfDirectory(atPath: folder.path).filter { $0.hasSuffix(".swift") }
+        let calls = try swift.map { try String(contentsOf: folder.appending(path: $0), encoding: .utf8) }.joined()
+        for file in files.sorted() {
+            let text = KernelSources.text[file] ?? ""
+            let kernels = text.matches(of: #/__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(/#).map { $0.1 }
+            #expect(!kernels.isEmpty, "\(file)")
+            for kernel in kernels {
+                let isCalled = calls.contains("\"\(kernel)\"")
+                #expect(isCalled, "\(kernel) of \(file)")
+            }
+        }
+    }
+
+    @Test(arguments: KernelCatalog.architectures, [64, 128, 192, 256])
+    func attentionFitsInSharedMemory(_ architecture: Architecture, headSize: Int) throws {
+        let most = architecture.sharedBytes
+        let forward = try #require(FlashShape(headSize: headSize, sharedBytes: most))
+        let backward = FlashBackwardShape(headSize: headSize, sharedBytes: most)
+        // A multiprocessor has 1 KiB more than a block may have, and takes 1 KiB for each.
+        #expect(forward.blocks * (forward.sharedBytes + 1 << 10) <= most + 1 << 10)
+        #expect((backward?.sharedBytes ?? 0) + 128 <= most)
+        #expect((backward == nil) == (headSize == 256 && most == 99 << 10), "these are left to attention_plain.cu")
+    }
+
+    @Test(arguments: KernelCatalog.architectures)
+    func groupedProductsFitInSharedMemory(_ architecture: Architecture) {
+        #expect(PortableTile(capability: architecture.capability).sharedBytes <= architecture.sharedBytes)
+    }
+}

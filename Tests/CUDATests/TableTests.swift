@@ -1,0 +1,62 @@
+import MartletCore
+import Testing
+
+@testable import MartletCUDA
+
+/// What kernels and libraries read as tables: made on the host, byte for byte.
+@Suite struct TableTests {
+    private let spans = [
+        AttentionSpan(queryStart: 0, queryCount: 130, keyStart: 64, keyCount: 194),
+        AttentionSpan(queryStart: 130, queryCount: 0, keyStart: 258, keyCount: 5),
+        AttentionSpan(queryStart: 130, queryCount: 1, keyStart: 263, keyCount: 1),
+        AttentionSpan(queryStart: 131, queryCount: 64, keyStart: 264, keyCount: 64),
+    ]
+
+    @Test func structsAreAsLongAsTheKernels() {
+        #expect(MemoryLayout<AttentionWork>.stride == 32, "Work of flash.cuh")
+        #expect(MemoryLayout<TensorTables.Entry>.stride == 48, "Entry of optimizer.cu")
+        #expect(MemoryLayout<TensorMap>.stride == 128, "CUtensorMap")
+    }
+
+    @Test func spanTables() {
+        // Six sequences, of which the last two are empty; elements of a row 10, 4 and 3.
+        let key = SpanTables.Key(spans: spans, count: 6, firstKey: 64, queryRow: 10, keyRow: 4, logSumExpRow: 3)
+        let table = SpanTables.Table(address: 0, count: 6), bytes = SpanTables.bytes(key)
+        #expect(bytes.count == table.byteCount)
+        func numbers<Value: FixedWidthInteger>(_ address: UInt, _ count: Int, as: Value.Type) -> [Int] {
+            #expect(address % 16 == 0)
+            return bytes.withUnsafeBytes { memory in
+                (0..<count).map {
+                    Int(
+                        memory.loadUnaligned(
+                            fromByteOffset: Int(address) + $0 * MemoryLayout<Value>.size, as: Value.self))
+                }
+            }
+        }
+        let queries = [0, 130, 130, 131, 195, 195, 195], keys = [0, 194, 199, 200, 264, 264, 264]
+        #expect(numbers(table.queryOffsets, 7, as: Int64.self) == queries.map { 10 * $0 })
+        #expect(numbers(table.keyOffsets, 7, as: Int64.self) == keys.map { 4 * $0 })
+        #expect(numbers(table.logSumExpOffsets, 7, as: Int64.self) == queries.map { 3 * $0 })
+        #expect(numbers(table.queryCounts, 6, as: Int32.self) == [130, 0, 1, 64, 0, 0])
+        #expect(numbers(table.keyCounts, 6, as: Int32.self) == [194, 5, 1, 64, 0, 0])
+        #expect(SpanTables.fits(6) && !SpanTables.fits(SpanTables.byteCount / 32))
+    }
+
+    /// Every block of queries of every span that has any, those that see the most keys first.
+    @Test func queryBlocks() {
+        let works = AttentionSchedule.queries(64).works(spans)
+        #expect(works.map(\.query) == [0, 0, 0, 131, 130])
+        #expect(works.map(\.block) == [2, 1, 0, 0, 0])
+        #expect(works.map(\.keyCount) == [194, 194, 194, 64, 1])
+    }
+
+    /// Every block of keys, those that the most queries see first, with the number of its span's first block of queries.
+    @Test func keyBlocks() {
+        let works = AttentionSchedule.keys(128, queryRows: 64).works(spans)
+        #expect(works.map(\.key) == [64, 64, 263, 264])
+        #expect(works.map(\.block) == [0, 1, 0, 0])
+        #expect(works.map(\.tile) == [0, 0, 3, 4])
+        let unseen = [AttentionSpan(queryStart: 0, queryCount: 3, keyStart: 0, keyCount: 0)]
+        #expect(AttentionSchedule.keys(128, queryRows: 64).works(unseen).count == 1, "writes its queries' gradients")
+    }
+}
