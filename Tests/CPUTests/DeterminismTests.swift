@@ -18,7 +18,7 @@ import Testing
         .experts(seed: 1, t: 600, h: 300, f: 96, e: 8, k: 3, rank: 8, dropout: 0.1, trainsWeights: true),
         .experts(seed: 1, t: 600, h: 300, f: 96, e: 8, k: 1, rank: 8, crowd: .together),
         .swiGLU(seed: 1, t: 300, f: 257), .crossEntropy(seed: 1, t: 700, h: 100, v: 3000),
-        .adamW(seed: 1, n: 200_000, step: 3),
+        .adamW(seed: 1, n: 200_000, step: 3), .adamW8Bit(seed: 1, n: 200_000, step: 3),
     ]
 
     @Test(arguments: [true, false]) func threadsDoNotChangeBytes(usesBLAS: Bool) throws {

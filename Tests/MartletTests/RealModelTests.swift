@@ -10,7 +10,7 @@ import Testing
     @Test func everyMethodLearns() throws {
         let changes: [(ModelConfiguration, (inout Recipe) -> Void)] = [
             (TinyRun.sparse, { _ in }), (TinyRun.dense, { _ in }),
-            (TinyRun.sparse, { $0.method = .full }),
+            (TinyRun.sparse, { $0.method = .full }), (TinyRun.sparse, { ($0.method, $0.optim) = (.full, .adamw8Bit) }),
             (
                 TinyRun.sparse,
                 {
@@ -38,9 +38,22 @@ import Testing
         }
     }
 
-    @Test func resumedEqualsUninterrupted() throws {
+    /// Nearly the same way down, with a quarter of the state.
+    @Test func momentsInEightBitsLearnAsWell() throws {
+        let tiny = try TinyRun()
+        let runs = try Recipe.OptimizerType.allCases.map { optim in
+            try tiny.run(tiny.recipe(optim.rawValue) { ($0.optim, $0.maxSteps) = (optim, 40) })
+        }
+        let losses = runs.map { $0.steps.suffix(5).reduce(0) { $0 + $1.loss } / 5 }
+        #expect(losses[0] < 0.8 * (runs[0].steps.first?.loss ?? 0))
+        #expect(abs(losses[1] - losses[0]) < 0.03 * losses[0] && losses[1] != losses[0], "\(losses)")
+    }
+
+    @Test(arguments: Recipe.OptimizerType.allCases)
+    func resumedEqualsUninterrupted(_ optim: Recipe.OptimizerType) throws {
         let tiny = try TinyRun()
         func change(_ recipe: inout Recipe) {
+            recipe.optim = optim
             (recipe.evalFraction, recipe.evalSteps, recipe.loadBestModelAtEnd) = (0.2, 3, true)
             (recipe.loraDropout, recipe.trainRouter, recipe.export) = (0.2, true, [.merged])
         }

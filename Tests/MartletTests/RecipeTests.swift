@@ -21,6 +21,7 @@ private let minimal = "model: /models/tiny\ndataset: data.jsonl\n"
                 target_modules: [q_proj, v_proj]
                 columns: {prompt: question, completion: answer}
                 lr_scheduler_type: cosine
+                optim: adamw_8bit
                 export: per_expert
                 memory_limit: 1.5GiB
                 eval_fraction: 0.1
@@ -34,7 +35,7 @@ private let minimal = "model: /models/tiny\ndataset: data.jsonl\n"
         #expect(!recipe.packing)
         #expect(recipe.targetModules == ["q_proj", "v_proj"])
         #expect(recipe.columns == ["prompt": "question", "completion": "answer"])
-        #expect(recipe.lrSchedulerType == .cosine)
+        #expect(recipe.lrSchedulerType == .cosine && recipe.optim == .adamw8Bit)
         #expect(recipe.export == [.perExpert])
         #expect(recipe.memoryLimit == 3 << 29)
         #expect(recipe.evalSteps == 20)

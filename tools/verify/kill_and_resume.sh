@@ -1,7 +1,7 @@
 #!/bin/sh
 # A run that is killed (kill -9) at random moments and resumed ends with the same bytes as one that never was.
 #
-#   tools/verify/kill_and_resume.sh MARTLET [KILLS]
+#   [OPTIM=adamw_8bit] tools/verify/kill_and_resume.sh MARTLET [KILLS]
 set -eu
 martlet=$1
 kills=${2:-6}
@@ -24,6 +24,7 @@ eval_steps: 10
 load_best_model_at_end: true
 lora_r: 4
 lora_dropout: 0.1
+optim: ${OPTIM:-adamw}
 seed: 3
 YAML
 "$martlet" train "$work/recipe.yaml" --set output_dir="$work/whole" >/dev/null

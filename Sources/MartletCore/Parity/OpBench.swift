@@ -36,6 +36,21 @@ package final class OpBench {
         return tensor
     }
 
+    /// Bytes, at least as many as values, between sentinels.
+    package func bytes(_ values: [UInt8]) -> Tensor {
+        let words = ceilDiv(values.count, 4), room = tensor([Float](repeating: .nan, count: words), [words], .float32)
+        let bytes = Tensor(address: room.address, dtype: .uint8, shape: [values.count])
+        values.withUnsafeBytes { backend.upload($0, as: .uint8, into: bytes) }
+        return bytes
+    }
+
+    package func bytes(_ tensor: Tensor) -> [UInt8] {
+        [UInt8](unsafeUninitializedCapacity: tensor.count) { buffer, count in
+            backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))
+            count = tensor.count
+        }
+    }
+
     /// A tensor that an op is to fill: NaN, or -1 for ids.
     package func output(_ shape: Shape, _ dtype: DType? = nil) -> Tensor {
         dtype == .int32

@@ -159,6 +159,42 @@ extension OpCase {
         }
     }
 
+    /// Moments in 8 bits, from random codes; the second of several blocks has only zeros.
+    package static func adamW8Bit(seed: UInt64, n: Int, step: Int) -> OpCase {
+        var stream = RandomStream(seed: seed)
+        let codes = (0..<2).map { _ in (0..<n).map { _ in Int32(stream.next() % 256) } }
+        let blocks = MomentScales.count(for: n)
+        var c = OpCase(
+            "adamW in 8 bits N\(n) step \(step)", seed: seed, sizes: ["N": n, "step": step],
+            inputs: ["parameter": n, "gradient": n, "firstScale": blocks, "secondScale": blocks],
+            ids: ["first": codes[0], "second": codes[1]]
+        ) { c, bench in
+            let parameter = c.tensor("parameter", [n], .float32, in: bench)
+            let first = bench.bytes(c.ids["first", default: []].map { UInt8($0) })
+            let second = bench.bytes(c.ids["second", default: []].map { UInt8($0) })
+            let scales = MomentScales(
+                first: c.tensor("firstScale", [blocks], .float32, in: bench),
+                second: c.tensor("secondScale", [blocks], .float32, in: bench))
+            let tensors = AdamWParameter(
+                value: parameter, gradient: c.tensor("gradient", [n], .float32, in: bench), firstMoment: first,
+                secondMoment: second, scales: scales, weightDecay: 0.1)
+            bench.backend.adamW(
+                [tensors], AdamWSettings(), step: step, learningRate: 0.01, gradientScale: 0.5)
+            return [
+                "parameter": bench.values(parameter), "first": bench.bytes(first).map(Float.init),
+                "second": bench.bytes(second).map(Float.init), "firstScale": bench.values(scales.first),
+                "secondScale": bench.values(scales.second),
+            ]
+        }
+        for scale in ["firstScale", "secondScale"] {
+            c.inputs[scale] = c.values(scale).enumerated().map { $0 == 1 ? 0 : $1.magnitude }
+        }
+        c.inputs["gradient"] = c.values("gradient").enumerated().map { (256..<512).contains($0) ? 0 : $1 }
+        // The arithmetic is the same to the last bit, so that a near code cannot become another.
+        c.idResults = ["parameter", "first", "second", "firstScale", "secondScale"]
+        return c
+    }
+
     /// What copies, adds and sums up whole tensors, and the conversions of an upload.
     package static func elementwise(seed: UInt64, n: Int) -> OpCase {
         OpCase(

@@ -16,6 +16,8 @@ extension Parity {
         .crossEntropy(seed: 3, t: 801, h: 64, v: 1031), .crossEntropy(seed: 4, t: 0, h: 8, v: 16),
         .crossEntropy(seed: 5, t: 257, h: 128, v: 2048),
         .adamW(seed: 1, n: 1, step: 1), .adamW(seed: 2, n: 257, step: 2), .adamW(seed: 3, n: 70_001, step: 1000),
+        .adamW8Bit(seed: 1, n: 1, step: 1), .adamW8Bit(seed: 2, n: 513, step: 2),
+        .adamW8Bit(seed: 3, n: 70_001, step: 1000),
     ]
 
     private static let projections: [OpCase] = [
