@@ -15,6 +15,7 @@ struct alignas(16) Work {
     int tile;
     int unused[2];
 };
+static_assert(sizeof(Work) == 32, "AttentionWork");
 
 /// 2^x
 __device__ __forceinline__ float power2(float x) {

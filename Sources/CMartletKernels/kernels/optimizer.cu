@@ -28,6 +28,7 @@ struct Entry {
     /// Its first chunk in the launch.
     int first_chunk;
 };
+static_assert(sizeof(Entry) == 64, "TensorTables.Entry");
 
 struct alignas(16) Four {
     float at[4];

@@ -7,6 +7,7 @@
 struct alignas(64) TensorMap {
     u64 words[16];
 };
+static_assert(sizeof(TensorMap) == 128, "TensorMap");
 
 // MARK: Barriers
 

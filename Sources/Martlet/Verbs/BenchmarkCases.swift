@@ -91,7 +91,7 @@ struct OpCases {
 
     private func projection(_ I: Int, _ O: Int, adapts: Bool = true) -> [TimedOp] {
         let x = memory.normal([s.T, I]), y = memory.normal([s.T, O]), dx = memory.normal([s.T, I])
-        let weight = memory.weight([O, I]), adapter = adapts ? memory.adapter(inputs: I, outputs: O) : nil
+        let weight = memory.weight([O, I]), adapter = adapts ? memory.adapter(rows: s.T, inputs: I, outputs: O) : nil
         let plain = Linear(weight_OI: weight), layer = Linear(weight_OI: weight, adapter: adapter)
         let product = 2 * Double(s.T * I * O), low = adapts ? 2 * Double(s.T * s.A * (I + O)) : 0
         let shape = "T \(s.T) I \(I) O \(O)", adapted = shape + (adapts ? " A \(s.A)" : "")
@@ -103,7 +103,10 @@ struct OpCases {
         }
         let bytes = size(y, weight, dx) + (adapter.map { size(x) + trainedSize($0) } ?? 0)
         return [forward(plain, shape, 0)] + (adapts ? [forward(layer, adapted, low)] : []) + [
-            TimedOp(name: "linearBackward", shape: adapted, flops: product + 2 * low, bytes: bytes) { _ in
+            TimedOp(
+                name: "linearBackward", shape: adapted, flops: product + 2 * low, bytes: bytes,
+                setUp: { backend.linear(x, layer, firstRow: 0, into: y, adds: false) }
+            ) { _ in
                 backend.linearBackward(x, layer, firstRow: 0, y, into: dx, adds: false)
             }
         ]

@@ -35,6 +35,7 @@ extension OpCases {
                 value: memory.normal(shape, 0.02, .float32), gradient: memory.normal(shape, 0.01, .float32),
                 firstMoment: memory.zeros(shape), secondMoment: memory.zeros(shape), weightDecay: 0.01)
         }
+        let rounded = parameters.map { inEightBits($0) }
         let gradients = parameters.map(\.gradient), count = parameters.reduce(0) { $0 + $1.value.count }
         let n = Double(count), shape = "\(formatCount(count)) in \(parameters.count)"
         // What `linear` and `experts` read.
@@ -47,11 +48,22 @@ extension OpCases {
             TimedOp(name: "adamW", shape: shape, flops: 12 * n, bytes: 28 * n) { _ in
                 backend.adamW(parameters, AdamWSettings(), step: 1, learningRate: 1e-6, gradientScale: 1)
             },
+            TimedOp(name: "adamW", shape: shape + " 8-bit", flops: 12 * n, bytes: 16 * n) { _ in
+                backend.adamW(rounded, AdamWSettings(), step: 1, learningRate: 1e-6, gradientScale: 1)
+            },
             TimedOp(name: "zero", shape: shape, bytes: 4 * n) { _ in backend.zero(gradients) },
         ]
             + (working.map { pairs in
                 [TimedOp(name: "convert", shape: shape, bytes: 6 * n) { _ in backend.convert(pairs) }]
             } ?? [])
+    }
+
+    private func inEightBits(_ parameter: AdamWParameter) -> AdamWParameter {
+        let shape = parameter.value.shape, scaleCount = MomentScales.count(for: shape.count)
+        var copy = parameter
+        (copy.firstMoment, copy.secondMoment) = (memory.zeros(shape, .uint8), memory.zeros(shape, .uint8))
+        copy.scales = MomentScales(first: memory.zeros([scaleCount]), second: memory.zeros([scaleCount]))
+        return copy
     }
 
     private var adapterShapes: [Shape] {

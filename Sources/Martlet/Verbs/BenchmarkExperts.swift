@@ -107,7 +107,7 @@ extension OpCases {
                 + usedShare * adapters.reduce(t.weightSize) { $0 + trainedSize($1) },
             setUp: {
                 route(t, load)
-                backend.experts(t.x, t.routing, t.experts, firstRow: 0, into: t.kept, adding: nil)
+                backend.experts(t.x, t.routing, t.experts, firstRow: 0, into: t.kept, adding: t.y)
             }, prepare: { backend.set(t.hidden, to: t.kept) }
         ) { _ in
             backend.expertsBackward(
@@ -143,8 +143,8 @@ private struct ExpertTensors {
         self.routing = routing
         experts = Experts(
             gateUp_EFH: memory.weight([s.E, 2 * s.F, s.H]), down_EHF: memory.weight([s.E, s.H, s.F]),
-            gateUpAdapter: memory.adapter([s.E], inputs: s.H, outputs: 2 * s.F),
-            downAdapter: memory.adapter([s.E], inputs: s.F, outputs: s.H))
+            gateUpAdapter: memory.adapter([s.E], rows: s.T * s.K, inputs: s.H, outputs: 2 * s.F),
+            downAdapter: memory.adapter([s.E], rows: s.T * s.K, inputs: s.F, outputs: s.H))
         logits = memory.normal([s.T, s.E])
         (x, y) = (memory.normal([s.T, s.H]), memory.normal([s.T, s.H]))
         (dy, dx) = (memory.normal([s.T, s.H]), memory.normal([s.T, s.H]))

@@ -89,9 +89,9 @@ final class OpMemory {
         return Ring(all: normal(Shape([count] + shape.array)))
     }
 
-    /// Float32, of what parameters' gradients and statistics are.
-    func zeros(_ shape: Shape) -> Tensor {
-        let tensor = arena.carve(shape, .float32, for: .workspace)
+    /// Float32, which parameters' gradients and statistics are, if no dtype is given.
+    func zeros(_ shape: Shape, _ dtype: DType = .float32) -> Tensor {
+        let tensor = arena.carve(shape, dtype, for: .workspace)
         if !arena.isMeasuring { backend.zero(tensor) }
         return tensor
     }
@@ -104,10 +104,13 @@ final class OpMemory {
         return tensor
     }
 
-    /// An adapter as a step sees it: factors in the compute dtype, gradients in float32. `lead` is the experts' axis.
-    func adapter(_ lead: [Int] = [], inputs: Int, outputs: Int) -> LoRA {
+    /// An adapter as a step sees it whose layers keep their activations: factors in the compute dtype, gradients in float32.
+    /// `lead` is the experts' axis.
+    func adapter(_ lead: [Int] = [], rows: Int, inputs: Int, outputs: Int) -> LoRA {
         let a = Shape(lead + [s.A, inputs]), b = Shape(lead + [outputs, s.A])
-        return LoRA(a: weight(a), b: normal(b, 0.1), da: zeros(a), db: zeros(b), scale: 2)
+        var adapter = LoRA(a: weight(a), b: normal(b, 0.1), da: zeros(a), db: zeros(b), scale: 2)
+        if backend.keepsLowProducts { adapter.low = normal([rows, s.A]) }
+        return adapter
     }
 
     private func fill(_ x_N: Tensor, _ deviation: Float) {
