@@ -9,15 +9,24 @@ package struct MomentTable: Sendable {
 
     /// By code, ascending.
     package let values: [Float]
-    /// 255: code c is for what lies above `bounds[c - 1]` and not above `bounds[c]`, which is nearest to its value.
+    /// Code c is for what lies above `bounds[c - 1]` and not above `bounds[c]`, which is nearest to its value; the last is
+    /// infinity.
     package let bounds: [Float]
+    /// The code of the lowest number that has these upper 15 bits; the others are at most `reach` codes above it.
+    let starts: [UInt8]
+    static let reach = 2
 
     private init(_ values: [Float]) {
         self.values = values
         var bounds = zip(values, values.dropFirst()).map { ($0 + $1) * 0.5 }
         // A second moment is divided by: what is not 0 must not become 0 (Li et al. 2023, https://arxiv.org/abs/2309.01507).
         if values[0] == 0 { bounds[0] = 0 }
-        self.bounds = bounds
+        self.bounds = bounds + [.infinity]
+        starts = (0..<UInt32(1 << 15)).map { upper in
+            // Of negative numbers the one with all lower bits set is the lowest.
+            let lowest = Float(bitPattern: upper << 17 | (upper >> 14) * 0x1FFFF)
+            return UInt8(bounds.count { $0 < lowest })
+        }
     }
 
     private static func signedValue(_ code: Int) -> Float {

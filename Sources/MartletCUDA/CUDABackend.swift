@@ -48,7 +48,8 @@ package final class CUDABackend: Backend {
         let version = device.driverVersion
         return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
-            + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version)"
+            + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
+            + (cudnnAttention?.cudnn.version ?? "our own kernels")
     }
 
     /// Bytes of the GPU's memory in use, by this process or any other.

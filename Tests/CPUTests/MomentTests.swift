@@ -20,7 +20,7 @@ import Testing
 
     @Test(arguments: [true, false]) func theTableIsThePapers(isSigned: Bool) {
         let table = isSigned ? MomentTable.signed : .unsigned, expected = MomentTests.table(isSigned: isSigned)
-        #expect(table.values.count == 256 && table.bounds.count == 255 && expected.count == 256)
+        #expect(table.values.count == 256 && table.bounds.count == 256 && expected.count == 256)
         for (value, wanted) in zip(table.values, expected) {
             #expect(abs(Double(value) - wanted) <= 1e-6 * abs(wanted), "\(value) for \(wanted)")
         }
@@ -46,6 +46,16 @@ import Testing
             [tensors], AdamWSettings(beta1: 0, beta2: 0), step: 1, learningRate: 0.5, gradientScale: 1)
         #expect(bench.sentinelsAreIntact)
         return (bench, tensors)
+    }
+
+    /// Exactly at every bound and just above it.
+    @Test func theNearestIsTaken() throws {
+        let bounds = MomentTable.signed.bounds.dropLast().map { $0 }
+        for (gradient, above) in [(bounds, 0), (bounds.map(\.nextUp), 1)] {
+            let (bench, tensors) = try stored(gradient + [1])
+            let codes = bench.bytes(tensors.firstMoment).map(Int.init)
+            #expect(codes == (0..<255).map { $0 + above } + [255])
+        }
     }
 
     /// No value is further off than half a step of its decade, and each block has its own scale.

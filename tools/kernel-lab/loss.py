@@ -171,13 +171,13 @@ def loss_case(rows, V, dtype, size=1.0, edges=False):
 
 class Table:
     """`TensorTables` of the product: entries, owners of chunks, partial sums, sums."""
-    entry = np.dtype([(n, "u8") for n in ("value", "gradient", "first", "second", "count")] + [("decay", "f4"), ("chunk", "i4")])
+    entry = np.dtype([(n, "u8") for n in ("value", "gradient", "first", "second", "first_scale", "second_scale", "count")] + [("decay", "f4"), ("chunk", "i4")])
 
     def __init__(self, lists, decays, chunk):
         self.chunk = chunk
         entries, owners = np.zeros(len(lists), self.entry), []
         for i, tensors in enumerate(lists):
-            addresses = [t.data_ptr() for t in tensors] + [0] * (4 - len(tensors))
+            addresses = [t.data_ptr() for t in tensors] + [0] * (6 - len(tensors))
             count = tensors[0].numel()
             entries[i] = (*addresses, count, decays[i], len(owners))
             owners += [i] * -(-count // chunk)
@@ -197,10 +197,10 @@ class Table:
         self.module("square_sums", self.tensors, 256, self.entries, self.chunk, self.partials, self.sums)
         return self.sums
 
-    def adamw(self, step, lr=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, gradient_scale=0.5):
+    def adamw(self, step, lr=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, gradient_scale=0.5, entry="adamw"):
         b1, b2, lr32 = (float(np.float32(x)) for x in (beta1, beta2, lr))
         self.numbers = [np.float32(x) for x in (lr, beta1, beta2, lr32 / (1 - b1 ** step), 1 / (1 - b2 ** step) ** 0.5, epsilon, gradient_scale)]
-        self.each_chunk("adamw", *(float(x) for x in self.numbers))
+        self.each_chunk(entry, *(float(x) for x in self.numbers))
 
 
 def optimizer_case():
@@ -252,6 +252,68 @@ def optimizer_case():
     table.zero()
     report("zero", all(bool((ts[0] == 0).all()) for ts in lists) and margins() and all(
         np.array_equal(ts[1].cpu().numpy(), h[1]) for ts, h in zip(lists, host)))
+
+
+def moment_codes(signed):
+    """Values and the bounds between them (MomentTable.swift), in float32."""
+    f, top = np.float32, 6 if signed else 7
+    def magnitude(place):
+        decade = place.bit_length() - 1
+        if decade > top: return f(1)
+        power = f(1)
+        for _ in range(decade, top): power *= f(0.1)
+        return power * (f(0.1) + f(0.9) * f((place + 0.5) / (1 << decade) - 1))
+    if signed: values = [-magnitude(127 - c) for c in range(127)] + [f(0)] + [magnitude(c - 127) for c in range(128, 256)]
+    else: values = [f(0)] + [magnitude(c + 1) for c in range(1, 256)]
+    values = np.array(values, f)
+    bounds = (values[:-1] + values[1:]) * f(0.5)
+    if not signed: bounds[0] = 0
+    return values, bounds
+
+
+def encode_moment(x, bounds):
+    f = np.float32
+    scale = np.array([np.abs(x[i:i + 256]).max() for i in range(0, len(x), 256)], f)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(scale >= np.finfo(f).tiny, f(1) / scale, f(0)).astype(f)
+    return np.searchsorted(bounds, x * inverse.repeat(256)[:len(x)], side="left").astype(np.uint8), scale
+
+
+def adamw_8bit_case():
+    """adamw_8bit"""
+    f, rng = np.float32, np.random.default_rng(1)
+    sizes, kinds = [1, 3, 255, 256, 257, 0, 8192, 100003, 4096 * 3 + 2], (f, f, np.uint8, np.uint8, f, f)
+    tables, buffers, lists, host = [moment_codes(True), moment_codes(False)], [], [], []
+    for i, n in enumerate(sizes):
+        blocks, offset = -(-n // 256), 1 if i % 4 == 3 else 16
+        arrays = [rng.standard_normal(n).astype(f), np.zeros(n, f)] + [np.zeros(m, k) for m, k in zip((n, n, blocks, blocks), kinds[2:])]
+        tensors = []
+        for x in arrays:
+            b = torch.full((len(x) + 32,), 77, device="cuda", dtype=torch.uint8 if x.dtype == np.uint8 else f32)
+            b[offset:offset + len(x)] = torch.from_numpy(x)
+            buffers.append((b, offset, len(x))); tensors.append(b[offset:offset + len(x)])
+        host.append(arrays); lists.append(tensors)
+    for chunk in (8192, 512):
+        table = Table(lists, [0.1] * len(lists), chunk)
+        for step in (1, 2, 1000):
+            for h, ts in zip(host, lists):
+                n = len(h[0])
+                h[1] = (rng.standard_normal(n) * 10.0 ** rng.uniform(-9, 2, n)).astype(f)
+                if n > 1024: h[1][256:512] = 0; h[1][512:768] *= f(1e-22); h[1][768:1024] *= f(1e-30)
+                ts[1].copy_(torch.from_numpy(h[1]))
+            table.adamw(step, entry="adamw_8bit")
+            lr, b1, b2, size, root, eps, scale = table.numbers
+            exact = True
+            for h, ts in zip(host, lists):
+                n, g = len(h[0]), h[1] * scale
+                m, v = (t[0][h[2 + k]] * h[4 + k].repeat(256)[:n] for k, t in enumerate(tables))
+                m = m * b1 + g * (f(1) - b1)
+                v = v * b2 + g * g * (f(1) - b2)
+                h[0] = h[0] * f(1 - float(lr) * float(f(0.1))) - m / (np.sqrt(v) * root + eps) * size
+                for k, x in enumerate((m, v)): h[2 + k], h[4 + k] = encode_moment(x, tables[k][1])
+                exact &= all(np.array_equal(t.cpu().numpy().view(np.uint8), x.view(np.uint8)) for t, x in zip(ts, h))
+            margins = all(bool((b[:o] == 77).all() and (b[o + n:] == 77).all()) for b, o, n in buffers)
+            report(f"adamw_8bit chunk {chunk} step {step}", exact and margins, same_bits_as_numpy=exact, margins=margins)
 
 
 # MARK: Rates
@@ -324,9 +386,13 @@ def optimizer_rates():
     steps = [torch.tensor(3.0, device="cuda") for _ in p]
     works["adamw, torch fused"] = lambda: torch._fused_adamw_(
         p, g, m, v, [], steps, lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.01, eps=1e-8, amsgrad=False, maximize=False)
+    byte = lambda n: torch.zeros(n, device="cuda", dtype=torch.uint8)
+    eight = Table([ts[:2] + [byte(n), byte(n)] + [torch.zeros(-(-n // 256), device="cuda") for _ in range(2)]
+                   for ts in lists for n in [ts[0].numel()]], [0.01] * len(lists), 8192)
+    works["adamw_8bit"] = lambda: eight.adamw(3, entry="adamw_8bit")
     works["squares, torch foreach norm"] = lambda: torch._foreach_norm(g)
     works["zero, torch foreach"] = lambda: torch._foreach_zero_(p)
-    show(f"{count / 1e6:.1f} M in {len(lists)} tensors", times(works), lambda n: count * (28 if "adamw" in n else 4))
+    show(f"{count / 1e6:.1f} M in {len(lists)} tensors", times(works), lambda n: count * (16 if "8bit" in n else 28 if "adamw" in n else 4))
 
 
 torch.manual_seed(0)
@@ -347,7 +413,7 @@ for rows, V in ((7, 151936), (33, 151937), (257, 1003), (1, 5), (3, 8), (9, 1), 
         check(one)
 def large(): loss_case(17, 50001, bf16, size=30.0)
 def edges(): loss_case(33, 4099, bf16, edges=True)
-for case in (large, edges, optimizer_case): check(case)
+for case in (large, edges, optimizer_case, adamw_8bit_case): check(case)
 if "--rates" in sys.argv:
     for case in (copy_rate, router_rates, loss_rates, optimizer_rates): check(case)
 print("failures", failures)

@@ -9,9 +9,10 @@
 //            8 bits: moments are u8, scales float [ceil(count / 256)]; chunks are whole blocks.
 // Budget     AdamW 28 bytes an element, squares 4, zeros 4; at 4.3 TB/s 640 M elements take 4.2, 0.6 and 0.6 ms. Bound by bytes.
 //            AdamW in 8 bits 16 bytes: 2.4 ms; its some 90 instructions take 2. A warp owns a block, 8 elements a thread; 4 KB shared.
-// Launch     `zero_all`, `round_all` (to bf16 at `gradient`), `square_partials`, `adamw`, `adamw_8bit` <<<chunks, 256>>>; `square_sums` <<<tensors, 256>>>.
-// Numerics   AdamW rounds after every operation, as the reference does; in 8 bits its bytes are the reference's. Squares and sums are double; a chunk's sum depends on the
-//            chunk only, and a tensor's chunks are added in a fixed order.
+// Launch     `zero_all`, `round_all` (to bf16 at `gradient`), `square_partials`, `adamw`, `adamw_8bit` <<<chunks, 256>>>;
+//            `square_sums` <<<tensors, 256>>>.
+// Numerics   AdamW rounds after every operation, as the reference does; in 8 bits its bytes are the reference's. Squares and sums are
+//            double; a chunk's sum depends on the chunk only, and a tensor's chunks are added in a fixed order.
 // Reference  CPUBackend.adamW, sumsOfSquares.
 #include "common.cuh"
 

@@ -28,18 +28,15 @@ struct BlockMoment {
         let inverse = scale >= .leastNormalMagnitude ? 1 / scale : 0
         let codes = codes + range.lowerBound
         table.bounds.withUnsafeBufferPointer { bounds in
-            for i in 0..<range.count { codes[i] = BlockMoment.code(of: x[i] * inverse, bounds) }
+            table.starts.withUnsafeBufferPointer { starts in
+                for i in 0..<range.count {
+                    let scaled = x[i] * inverse
+                    var code = Int(starts[Int(scaled.bitPattern >> 17)])
+                    for _ in 0..<MomentTable.reach { code &+= bounds[code] < scaled ? 1 : 0 }
+                    codes[i] = UInt8(truncatingIfNeeded: code)
+                }
+            }
         }
-    }
-
-    /// How many bounds are below x.
-    @inline(__always) private static func code(of x: Float, _ bounds: UnsafeBufferPointer<Float>) -> UInt8 {
-        var code = 0, step = 128
-        while step > 0 {
-            code &+= bounds[code &+ step &- 1] < x ? step : 0
-            step >>= 1
-        }
-        return UInt8(truncatingIfNeeded: code)
     }
 }
 
