@@ -4,14 +4,13 @@
 #   tools/verify/fetch-nvrtc.sh DIR
 #   MARTLET_CUDA_PATH=DIR martlet doctor --kernels
 #
-# It is NVIDIA's own wheel on PyPI (90 MB, under NVIDIA's licence), one version, its checksum checked. It comes by curl,
-# or by pip where that knows a mirror; nothing is installed. A folder that has it already is left as it is.
+# It is NVIDIA's own wheel on PyPI (90 MB, under NVIDIA's licence), one version, its checksum checked. It comes by pip;
+# nothing is installed. A folder that has it already is left as it is.
 set -eu
 
 version=13.0.88
 wheel=nvidia_cuda_nvrtc-$version-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl
 sha256=ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575
-address=https://files.pythonhosted.org/packages/c3/68/483a78f5e8f31b08fb1bb671559968c0ca3a065ac7acabfc7cee55214fd6/$wheel
 
 fail() {
     echo "fetch-nvrtc.sh: $*" >&2
@@ -26,9 +25,9 @@ mkdir -p "$folder"
 scratch=$(mktemp -d "$folder/fetch.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM
-curl -fsSL --retry 3 --connect-timeout 20 --max-time 600 -o "$scratch/$wheel" "$address" 2>"$scratch/log" ||
-    pip download -q --retries 1 --no-deps --only-binary :all: --platform manylinux2010_x86_64 -d "$scratch" \
-        "nvidia-cuda-nvrtc==$version" >>"$scratch/log" 2>&1 ||
+command -v pip >/dev/null || fail "there is no pip: install python3-pip, or name NVRTC's folder in MARTLET_CUDA_PATH"
+pip download -q --no-deps --only-binary :all: --platform manylinux2010_x86_64 -d "$scratch" \
+    "nvidia-cuda-nvrtc==$version" >"$scratch/log" 2>&1 ||
     fail "NVRTC $version could not be fetched: $(tail -n 3 "$scratch/log")"
 echo "$sha256  $scratch/$wheel" | sha256sum -c --status || fail "$wheel has another checksum than $sha256"
 

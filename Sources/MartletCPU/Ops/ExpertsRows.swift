@@ -9,32 +9,6 @@ let segmentRows = 256
 /// Columns of the hidden state that one task of a wave's second half owns.
 let hiddenPanel = 128
 
-/// The extents of one call: `r` routed rows of `t` tokens, `h` hidden, `f` inner, `e` experts, `k` a token, `a` rank.
-struct ExpertsSize {
-    var t: Int
-    var h: Int
-    var f: Int
-    var e: Int
-    var k: Int
-    var a: Int
-    var r: Int { t * k }
-
-    init(_ shapes: ScratchShapes) {
-        (t, h, f) = (shapes.tokens, shapes.hidden, shapes.expertInner)
-        (e, k, a) = (shapes.experts, shapes.expertsPerToken, shapes.rank)
-    }
-
-    init(_ x: Tensor, _ routing: Routing, _ experts: Experts) {
-        e = experts.down_EHF.shape[0]
-        h = experts.down_EHF.shape[1]
-        f = experts.down_EHF.shape[2]
-        t = x.count / max(1, h)
-        k = routing.expert_TK.count / max(1, t)
-        a = max(experts.gateUpAdapter?.a.shape[1] ?? 0, experts.downAdapter?.a.shape[1] ?? 0)
-        precondition(x.count == t * h && experts.gateUp_EFH.count == e * 2 * f * h && routing.offset_E1.count == e + 1)
-    }
-}
-
 /// With W = min(R, 4096): the segments of a wave (3 (E + W / 256 + 1) ints); of every routed row the activations (F)
 /// and A values for each of p1 = A1 dropout(x) and p2 = A2 dropout(act), and if it trains 2F for the pre-activations'
 /// gradients and 2A more; for every thread 256 rows of max(H, F) and of F.

@@ -16,32 +16,9 @@ package enum ExpertsPath: String, Sendable, CaseIterable {
     case loop
 }
 
-/// The extents of one call: `r` routed rows of `t` tokens, `h` hidden, `f` inner, `e` experts, `k` a token, `a` rank.
-struct ExpertsSize {
-    var t: Int
-    var h: Int
-    var f: Int
-    var e: Int
-    var k: Int
-    var a: Int
-    var r: Int { t * k }
+extension ExpertsSize {
     /// Entries of the tile map: blocks of at most 128 rows of one expert.
     var tileCount: Int { r / 128 + e }
-
-    init(_ shapes: ScratchShapes) {
-        (t, h, f) = (shapes.tokens, shapes.hidden, shapes.expertInner)
-        (e, k, a) = (shapes.experts, shapes.expertsPerToken, shapes.rank)
-    }
-
-    init(_ x: Tensor, _ routing: Routing, _ experts: Experts) {
-        e = experts.down_EHF.shape[0]
-        h = experts.down_EHF.shape[1]
-        f = experts.down_EHF.shape[2]
-        t = x.count / max(1, h)
-        k = routing.expert_TK.count / max(1, t)
-        a = max(experts.gateUpAdapter?.a.shape[1] ?? 0, experts.downAdapter?.a.shape[1] ?? 0)
-        precondition(x.count == t * h && experts.gateUp_EFH.count == e * 2 * f * h && routing.offset_E1.count == e + 1)
-    }
 
     /// Whether the grouped kernels compute these.
     func isGrouped(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> Bool {
