@@ -22,7 +22,7 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
             do throws(MartletError) {
                 return (try CUDABackend(), nil)
             } catch {
-                return (CPUBackend(threads: threads), error.problem)
+                return (CPUBackend(threads: threads), "no GPU: \(error.problem)")
             }
         }
     }
@@ -57,6 +57,13 @@ struct DeviceMemory {
         } else {
             (used, plannable) = (ProcessMemory.residentByteCount, Machine.plannableMemory)
         }
+    }
+
+    /// What `used` is, for a table.
+    static func name(on backend: any Backend) -> (name: String, note: String) {
+        backend is CUDABackend
+            ? ("in use on the GPU", "measured now: driver, libraries, other processes")
+            : ("the process itself", "measured now, with tokenizer and dataset loaded")
     }
 
     /// The most that was in use so far.

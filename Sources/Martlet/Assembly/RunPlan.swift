@@ -8,8 +8,12 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var memory: [TrainingOverview.Row]
     /// Bytes of the arena, the sum of those rows.
     public var arenaByteCount: Int
-    /// Bytes that this process has resident with tokenizer and dataset loaded, measured.
+    /// Bytes that this process has resident with tokenizer and dataset loaded, or that are in use on the GPU; measured.
     public var processByteCount: Int
+    /// What those are.
+    public var process: TrainingOverview.Row
+    /// The backend, and why not a GPU.
+    public var device: TrainingOverview.Row
     /// Bytes that the whole process may take.
     public var limitByteCount: Int
     /// Bytes of the checkpoint, which is mapped: pages that the system takes back when it needs them.
@@ -29,6 +33,9 @@ public struct RunPlan: Sendable, CustomStringConvertible {
         memory = run.memory.rows.map { .init($0.name, formatBytes($0.byteCount), note: $0.note) }
         arenaByteCount = run.memory.byteCount
         processByteCount = run.used
+        let used = DeviceMemory.name(on: run.backend)
+        process = .init(used.name, formatBytes(run.used), note: used.note)
+        device = .init("computes on", run.backend.name, note: run.deviceReason)
         limitByteCount = run.limit
         mappedByteCount = run.checkpoint.tensors.tensors.reduce(0) { $0 + $1.byteCount }
         trainable = try TrainableSet(run.parameters, totalCount: run.totalParameterCount)
@@ -51,16 +58,15 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var description: String {
         let sum = arenaByteCount + processByteCount
         var rows = memory.map { [$0.name, $0.value, $0.note ?? ""] }
-        rows.append([
-            "the process itself", formatBytes(processByteCount), "measured now, with tokenizer and dataset loaded",
-        ])
+        rows.append([process.name, process.value, process.note ?? ""])
         rows.append(["sum", formatBytes(sum), "of \(formatBytes(limitByteCount)) that may be planned for"])
         rows.append([
             "checkpoint, mapped", formatBytes(mappedByteCount),
             "file cache: the system takes it back when it needs room",
         ])
         return
-            (aligned(rows, rightAligned: [1]) + [""] + choices.map { "- " + $0 } + [""]
+            ([[device.name, device.value, device.note ?? ""].joined(separator: "  "), ""]
+            + aligned(rows, rightAligned: [1]) + [""] + choices.map { "- " + $0 } + [""]
             + aligned(data.map { [$0.name, $0.value, $0.note ?? ""] }) + [""] + trainable.lines
             + ["\(totalSteps) steps, \(stepsPerEpoch) a pass over the dataset"]).joined(separator: "\n")
     }
@@ -69,7 +75,8 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var json: String {
         let object: JSON = [
             "arena_bytes": .integer(arenaByteCount), "process_bytes": .integer(processByteCount),
-            "limit_bytes": .integer(limitByteCount), "checkpoint_bytes": .integer(mappedByteCount),
+            "device": .string(device.value), "limit_bytes": .integer(limitByteCount),
+            "checkpoint_bytes": .integer(mappedByteCount),
             "memory": .array(
                 memory.map {
                     ["name": .string($0.name), "size": .string($0.value), "note": $0.note.map(JSON.string) ?? .null]

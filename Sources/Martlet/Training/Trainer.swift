@@ -127,7 +127,7 @@ final class Trainer {
         let row = StepMetrics(
             step: state.step, epoch: epoch, loss: outcome.loss, gradientNorm: norm, learningRate: rate,
             stepTokenCount: step.tokenCount, tokenCount: state.tokenCount, stepSeconds: (clock.now - began).inSeconds,
-            peakMemoryByteCount: ProcessMemory.peakByteCount, auxiliaryLoss: outcome.auxiliaryLoss,
+            peakMemoryByteCount: DeviceMemory.peak(of: model.backend), auxiliaryLoss: outcome.auxiliaryLoss,
             zLoss: outcome.zLoss,
             expertLoadMaxOverMean: outcome.loadMaxOverMean, routerEntropy: outcome.routerEntropy_L)
         if state.step == 1 || state.step == totalSteps || state.step % recipe.loggingSteps == 0 {
