@@ -25,6 +25,15 @@ struct alignas(16) Tile {
 
 constexpr int tile_rows = 128;
 
+/// The first statement of every kernel. The host launches each with leave to be placed on the multiprocessors while the kernel
+/// before it still runs (programmatic dependent launch, sm_90 and newer): this passes the leave on to the next kernel, then waits
+/// until all before it are complete and their writes visible. Source: PTX ISA, "griddepcontrol".
+__device__ __forceinline__ void begin_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /// Two floats to two bfloat16, round to nearest even; `low` in the lower half.

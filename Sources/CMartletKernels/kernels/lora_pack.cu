@@ -18,6 +18,7 @@ __device__ __forceinline__ float value(float x) { return x; }
 
 extern "C" __global__ void __launch_bounds__(256) lora_pack(
     const Master* master, bf16* packed, bf16* transposed, int outputs) {
+    begin_kernel();
     const int first = blockIdx.x * 64, count = min(64, outputs - first);
     const u64 base = (u64)blockIdx.y * outputs * WIDTH;
     if (packed) {
