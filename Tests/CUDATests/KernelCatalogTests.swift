@@ -69,7 +69,7 @@ import Testing
     @Test func codeWithoutTheWaitIsFound() {
         let head =
             ".visible .entry first(\n.param .u64 first_param_0\n)\n{\n.reg .b32 %r<2>;\nld.param.u64 %rd1, [first_param_0];\n"
-        let wait = "// begin inline asm\ngriddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n"
+        let wait = "// begin inline asm\ngriddepcontrol.wait;\n"
         let load = "ld.global.u32 %r1, [%rd1];\n", end = "ret;\n}\n"
         let second = head.replacing("first", with: "second")
         #expect(Compiler.entryWithoutWait(in: head + wait + load + end) == nil)

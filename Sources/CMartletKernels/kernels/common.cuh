@@ -25,12 +25,13 @@ struct alignas(16) Tile {
 
 constexpr int tile_rows = 128;
 
-/// The first statement of every kernel. The host launches each with leave to be placed on the multiprocessors while the kernel
-/// before it still runs (programmatic dependent launch, sm_90 and newer): this passes the leave on to the next kernel, then waits
-/// until all before it are complete and their writes visible. Source: PTX ISA, "griddepcontrol".
+/// The first statement of every kernel. The host launches each with leave to be set up while the last blocks of the kernel before
+/// it end (programmatic dependent launch, sm_90 and newer); this waits until all before it are complete and their writes visible.
+/// No kernel gives that leave earlier: blocks that wait would gather on the few multiprocessors that are free first, and stay.
+/// Source: PTX ISA, "griddepcontrol".
 __device__ __forceinline__ void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -76,7 +76,7 @@ struct Compiler: Sendable {
     /// The first entry of a PTX text that does anything but fetch its arguments before it waits for the kernels in front of
     /// it. Such a kernel may not be launched: see `LaunchAttribute.beginsEarly`.
     static func entryWithoutWait(in ptx: String) -> String? {
-        let harmless = [".", "ld.param", "cvta", "mov", "//", "{", ")", "griddepcontrol.launch_dependents"]
+        let harmless = [".", "ld.param", "cvta", "mov", "//", "{", ")"]
         var entry: String?
         for line in ptx.split(whereSeparator: \.isNewline) {
             let words = line.drop(while: \.isWhitespace)
