@@ -167,11 +167,10 @@ struct GroupedExperts {
     /// B [E, O, A] as [E, A, O].
     private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
         let outputs = b_EOA.shape[1]
-        let kernel = device.kernel(
-            "lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a), KernelDefine("MASTER_HALF", 1)])
+        let kernel = device.kernel("lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a)])
         device.launch(
-            kernel, Grid(ceilDiv(outputs, 64), size.e), block: 256,
-            [.tensor(b_EOA), .optional(nil), .tensor(b_EAO), .int(outputs)])
+            kernel, Grid(ceilDiv(b_EOA.count, 64 * 256)), block: 256,
+            [.tensor(b_EOA), .tensor(b_EAO), .int(outputs), .int(size.e)])
     }
 
     /// p = s x M^T for the rows of each expert, and `weighted` = the same times the routing weight.

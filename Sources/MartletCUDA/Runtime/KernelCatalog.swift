@@ -45,7 +45,7 @@ package enum KernelCatalog {
 
     private static var adapters: [KernelVariant] {
         [16, 64].flatMap { rank in
-            let pack = KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank), KernelDefine("MASTER_HALF", 1)])
+            let pack = KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank)])
             return [pack]
                 + [(1, 2048), (0, 768)].flatMap { gathers, width in
                     let defines = [
