@@ -45,8 +45,10 @@ package enum KernelCatalog {
 
     private static var adapters: [KernelVariant] {
         [16, 64].flatMap { rank in
-            let pack = KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank), KernelDefine("MASTER_HALF", 1)])
-            return [pack]
+            let pack = [1, 0].map {
+                KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank), KernelDefine("MASTER_HALF", $0)])
+            }
+            return pack
                 + [(1, 2048), (0, 768)].flatMap { gathers, width in
                     let defines = [
                         KernelDefine("GATHERS", gathers), KernelDefine("WIDTH", width), KernelDefine("RANK", rank),
@@ -55,6 +57,12 @@ package enum KernelCatalog {
                     return [KernelVariant("lora_project.cu", defines)]
                         + [0, 1].map {
                             KernelVariant("lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)])
+                        }
+                        // Of an adapter whose rank is padded.
+                        + [0, 1].map {
+                            KernelVariant(
+                                "lora_gradient.cu",
+                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)])
                         }
                 }
         }
