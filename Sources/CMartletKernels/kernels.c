@@ -30,6 +30,9 @@ static const unsigned char experts_loop[] = {
 static const unsigned char lora_pack[] = {
 #embed "kernels/lora_pack.cu"
 };
+static const unsigned char lora_pad[] = {
+#embed "kernels/lora_pad.cu"
+};
 static const unsigned char lora_project[] = {
 #embed "kernels/lora_project.cu"
 };
@@ -93,6 +96,7 @@ static const MartletKernelSource sources[] = {
     {"bias.cu", bias, sizeof bias},
     {"experts_loop.cu", experts_loop, sizeof experts_loop},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
+    {"lora_pad.cu", lora_pad, sizeof lora_pad},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
     {"elements.cuh", elements, sizeof elements},

@@ -45,8 +45,7 @@ package enum KernelCatalog {
 
     private static var adapters: [KernelVariant] {
         [16, 64].flatMap { rank in
-            let pack = KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank)])
-            return [pack]
+            return [KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank)])]
                 + [(1, 2048), (0, 768)].flatMap { gathers, width in
                     let defines = [
                         KernelDefine("GATHERS", gathers), KernelDefine("WIDTH", width), KernelDefine("RANK", rank),
@@ -55,6 +54,12 @@ package enum KernelCatalog {
                     return [KernelVariant("lora_project.cu", defines)]
                         + [0, 1].map {
                             KernelVariant("lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)])
+                        }
+                        // Of an adapter whose rank is padded.
+                        + [0, 1].map {
+                            KernelVariant(
+                                "lora_gradient.cu",
+                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)])
                         }
                 }
         }
@@ -70,7 +75,7 @@ package enum KernelCatalog {
     }
 
     private static var plain: [KernelVariant] {
-        ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu"].flatMap { file in
+        ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu", "lora_pad.cu"].flatMap { file in
             halves.map { KernelVariant(file, [$0]) }
         } + ["optimizer.cu", "reduce.cu"].map { KernelVariant($0) }
             // Frozen and trained weights of a model in bfloat16, and one in float32; an odd width.

@@ -25,6 +25,8 @@ package protocol Backend: AnyObject {
     func makeArena(byteCount: Int) throws(MartletError) -> Arena
     /// Carves the scratch memory that ops of these shapes need; called once, before the first op.
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
+    /// What a person should know of the way in which such shapes are computed: that it is a slow one, and why.
+    func remarks(on shapes: ScratchShapes) -> [String]
     /// Copies `source` (elements of `dtype`, on the host) into `destination`, converting to its dtype.
     func upload(_ source: UnsafeRawBufferPointer, as dtype: DType, into destination: Tensor)
     /// Copies `source` to the host, in its own dtype, once everything before is done.
@@ -128,6 +130,8 @@ package protocol Backend: AnyObject {
 }
 
 extension Backend {
+    package func remarks(on shapes: ScratchShapes) -> [String] { [] }
+
     package func zero(_ tensors: [Tensor]) {
         for tensor in tensors { zero(tensor) }
     }

@@ -2,6 +2,17 @@ extension Parity {
     /// Every op: sizes that divide nothing, sizes that vector units and tensor cores like, one row, and none at all.
     package static let cases: [OpCase] = plain + projections + attention + routed
 
+    /// The cases of some ops, of all if none is named.
+    package static func cases(of ops: [String]) throws(MartletError) -> [OpCase] {
+        let known = Set(cases.map(\.op)).sorted()
+        if let name = ops.first(where: { !known.contains($0) }) {
+            throw MartletError(
+                "there is no op '\(name)'", in: "--only", because: "the ops are \(known.joined(separator: ", "))",
+                fix: closestMatch(to: name, among: known).map { "did you mean '\($0)'?" } ?? "name one of them")
+        }
+        return ops.isEmpty ? cases : cases.filter { ops.contains($0.op) }
+    }
+
     private static let plain: [OpCase] = [
         .elementwise(seed: 1, n: 1), .elementwise(seed: 2, n: 257), .elementwise(seed: 3, n: 70_001),
         .embedding(seed: 1, t: 33, v: 7, h: 257), .embedding(seed: 2, t: 0, v: 3, h: 8),
@@ -67,5 +78,7 @@ extension Parity {
         .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16),
         .experts(seed: 9, t: 1, h: 128, f: 64, e: 8, k: 2, rank: 32),
         .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together),
+        .experts(seed: 11, t: 257, h: 128, f: 64, e: 8, k: 2, rank: 5),
+        .experts(seed: 12, t: 65, h: 72, f: 40, e: 6, k: 3, rank: 24),
     ]
 }
