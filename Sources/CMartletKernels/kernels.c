@@ -39,6 +39,15 @@ static const unsigned char lora_project[] = {
 static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
 };
+static const unsigned char projection_sm90[] = {
+#embed "kernels/projection_sm90.cu"
+};
+static const unsigned char projection_low[] = {
+#embed "kernels/projection_low.cu"
+};
+static const unsigned char projection_gradient[] = {
+#embed "kernels/projection_gradient.cu"
+};
 static const unsigned char elements[] = {
 #embed "kernels/elements.cuh"
 };
@@ -99,6 +108,9 @@ static const MartletKernelSource sources[] = {
     {"lora_pad.cu", lora_pad, sizeof lora_pad},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+    {"projection_sm90.cu", projection_sm90, sizeof projection_sm90},
+    {"projection_low.cu", projection_low, sizeof projection_low},
+    {"projection_gradient.cu", projection_gradient, sizeof projection_gradient},
     {"elements.cuh", elements, sizeof elements},
     {"random.cuh", random_header, sizeof random_header},
     {"elementwise.cu", elementwise, sizeof elementwise},

@@ -11,7 +11,7 @@ package enum KernelCatalog {
 
     static func variants(for architecture: Architecture) -> [KernelVariant] {
         // The slow ones first, so that no processor is left with one at the end.
-        attention(architecture) + products(architecture) + adapters + plain + routing
+        attention(architecture) + products(architecture) + projections(architecture) + adapters + plain + routing
     }
 
     // MARK: The floors of a layer
@@ -40,6 +40,14 @@ package enum KernelCatalog {
                 guard architecture.capability == 90 else { return [variant] }
                 return [KernelVariant("grouped_gemm_sm90.cu", defines), variant]
             }
+        }
+    }
+
+    /// Dense projections with adapters, on Hopper.
+    private static func projections(_ architecture: Architecture) -> [KernelVariant] {
+        guard architecture.capability == 90 else { return [] }
+        return [16, 64].flatMap { rank in
+            HopperProjection.kernels(rank: rank, rows: 4096, multiprocessors: 132)
         }
     }
 
