@@ -79,7 +79,7 @@ class Module:
             if isinstance(x, TensorMap): values.append(x.words)
             elif isinstance(x, float): values.append(ctypes.c_float(x))
             elif isinstance(x, int): values.append(ctypes.c_int(x))
-            elif isinstance(x, ctypes.c_uint64): values.append(x)
+            elif isinstance(x, (ctypes.c_uint64, ctypes.Array)): values.append(x)
             else: values.append(ctypes.c_void_p(x.data_ptr() if x is not None else 0))
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         grid = grid if isinstance(grid, tuple) else (grid, 1)

@@ -154,6 +154,7 @@ final class Device {
                     case .long(let value): place.storeBytes(of: value, as: Int.self)
                     case .float(let value): place.storeBytes(of: value, as: Float.self)
                     case .map(let map): place.storeBytes(of: map.words, as: SIMD16<UInt64>.self)
+                    case .block(let words): place.storeBytes(of: words, as: SIMD16<UInt64>.self)
                     }
                 }
                 let result = withUnsafePointer(to: LaunchAttribute.beginsEarly) { attribute in

@@ -16,6 +16,8 @@ enum KernelArgument {
     case long(Int)
     case float(Float)
     case map(TensorMap)
+    /// A struct of 128 bytes, aligned to 64.
+    case block(SIMD16<UInt64>)
 }
 
 /// Blocks of a launch.
