@@ -43,8 +43,8 @@ struct DecoderLayer {
             saving: saved.attention, hasKeys: hasKeys)
 
         backend.rmsNorm(saved.middle_TH, weights.postAttentionNorm.weight_H, epsilon: epsilon, into: normed_TH)
-        if let y_TH { backend.set(y_TH, to: saved.middle_TH) }
-        feedForward.forward(normed_TH, weights, tile, workspace, adding: y_TH, saving: saved.feedForward)
+        feedForward.forward(
+            normed_TH, weights, tile, workspace, residual_TH: saved.middle_TH, into: y_TH, saving: saved.feedForward)
     }
 
     /// `dx_TH` holds the gradient of this layer's output and leaves as the gradient of its input: the residual stream.
