@@ -31,7 +31,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
         let general: [() -> Check] = [
             machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
         ]
-        let gpuChecks: [() -> Check] = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
+        let gpuChecks: [() -> Check] =
+            hasGPU ? [gpu, gpuInBFloat16, gpuInAnyOrder, gpuInFloat32, gpuGradients] : [gpu]
         for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
@@ -107,10 +108,11 @@ public struct Doctor: Sendable, CustomStringConvertible {
     /// Every op, forward and backward, on a backend and on one to hold it against. Without a `tolerance` that of the
     /// backends' dtypes counts.
     package static func parity(
-        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil
+        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil,
+        cases: [OpCase] = Parity.cases
     ) -> Check {
         examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
-            let results = try Parity.compare(backend, with: reference, tolerance: tolerance)
+            let results = try Parity.compare(backend, with: reference, tolerance: tolerance, cases: cases)
             let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
             guard wrong.isEmpty else {
@@ -130,7 +132,9 @@ public struct Doctor: Sendable, CustomStringConvertible {
     /// What there is, and what a run with `device: auto` takes; no GPU is no fault.
     private static func gpu() -> Check {
         do throws(MartletError) {
-            return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
+            let backend = try CUDABackend()
+            return Check(
+                name: "GPU", isSound: true, detail: backend.description, advice: cudnnAdvice(backend.attentionRefusal))
         } catch {
             return Check(
                 name: "GPU", isSound: true,
@@ -143,16 +147,30 @@ public struct Doctor: Sendable, CustomStringConvertible {
         gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16)
     }
 
+    private static func gpuInAnyOrder() -> Check {
+        gpuCheck("attention on the GPU with 'deterministic: false'", .bfloat16, false, cases: Parity.attention)
+    }
+
     private static func gpuInFloat32() -> Check {
         gpuCheck("ops on the GPU in float32 against the CPU", .float32)
     }
 
-    private static func gpuCheck(_ name: String, _ dtype: DType) -> Check {
+    private static func gpuCheck(
+        _ name: String, _ dtype: DType, _ isDeterministic: Bool = true, cases: [OpCase] = Parity.cases
+    ) -> Check {
         do throws(MartletError) {
-            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend())
+            let backend = try CUDABackend(computeDType: dtype, isDeterministic: isDeterministic)
+            var check = parity(name, backend, with: CPUBackend(), cases: cases)
+            if check.isSound { check.advice = cudnnAdvice(backend.attentionRefusal) }
+            return check
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }
+    }
+
+    /// Why attention is slower than it could be.
+    private static func cudnnAdvice(_ refusal: MartletError?) -> String? {
+        refusal.map { "attention by our own kernels, not by cuDNN: \($0)" }
     }
 
     private static func gpuGradients() -> Check {
