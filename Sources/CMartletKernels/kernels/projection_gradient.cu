@@ -5,7 +5,7 @@
 //            16 (at most 128). Any T.
 // Budget     2 T r C FLOPs; bytes 2 T C (1 + r / 128) each. q, k and v of Qwen3-30B-A3B at T = 4096 read 92 MB, of which 50 are x
 //            three times over (from L2): 14 to 21 us. Bound by bytes.
-// Launch     -DRANK -DDEPTH (of the ring of 64 rows, 2 to 4); <<<(sum of C_j / 128 rounded up, 8), 128>>>, DEPTH (16384 + 128 r)
+// Launch     -DRANK -DDEPTH (of the ring of 64 rows, 2 or 3); <<<(sum of C_j / 128 rounded up, 8), 128>>>, DEPTH (16384 + 128 r)
 //            bytes of dynamic shared memory. The eight blocks of a piece of dM are a cluster: each sums an eighth of the rows,
 //            and finishes an eighth of the piece.
 // Numerics   rows in order inside a block, the blocks' sums in order: reproducible.

@@ -124,8 +124,8 @@ struct HopperProjection {
             }
         guard !jobs.isEmpty else { return }
         let pieces = jobs.reduce(0) { $0 + ceilDiv($1.width, 128) }
-        // Few blocks need deep rings, and have room for them.
-        let depth = 8 * pieces > 3 * device.multiprocessorCount || rank > 64 ? 2 : 4
+        // Few blocks get a deeper ring, while they all have room at once.
+        let depth = 8 * pieces > 3 * device.multiprocessorCount || rank > 64 ? 2 : 3
         let kernel = device.kernel(
             "projection_gradient.cu", "projection_gradient",
             [KernelDefine("RANK", rank), KernelDefine("DEPTH", depth)],
@@ -203,7 +203,7 @@ struct HopperProjection {
                 KernelVariant("projection_low.cu", shape.defines(isTransposed: $0))
             }
         }
-        let gradients = [2, 4].map { KernelVariant("projection_gradient.cu", defines + [KernelDefine("DEPTH", $0)]) }
+        let gradients = [2, 3].map { KernelVariant("projection_gradient.cu", defines + [KernelDefine("DEPTH", $0)]) }
         let products = [128, 192].flatMap { tile in
             [0, 1].map { transposed in
                 KernelVariant(

@@ -10,10 +10,15 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var maximumLength: Int
     /// The last this-many layers keep their activations for the backward pass; the others make them again.
     package var keptLayers = 0
+    /// The last this-many layers keep attention's output at least: a sixth of all that a layer keeps, and what takes the
+    /// longest to make again where sequences are long.
+    package var keptOutputs = 0
     /// All layers' weights stay decoded in memory, instead of being decoded once a pass.
     package var keepsWeights = false
     /// Temporaries may take memory only to save time.
     package var isRoomy = false
+    /// Layers that keep activations keep the norms' outputs and rotated queries and keys, too, instead of making them again.
+    package var keepsEverything = false
     /// Generation: a key/value cache a layer instead of one buffer for all.
     package var caches = false
     /// Rows of logits that can be read back; the logits of a training step never exist whole.
@@ -26,6 +31,13 @@ package struct ExecutionPlan: Sendable, Equatable {
     }
 
     package var tileCount: Int { ceilDiv(stepTokens, tileTokens) }
+
+    /// What `layers` layers keep.
+    package func note(layers: Int) -> String {
+        let outputs = min(keptOutputs, layers) - keptLayers
+        return "\(keptLayers) of \(layers) layers keep activations, "
+            + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
+    }
 }
 
 /// Chooses an execution plan for the memory at hand.
@@ -54,25 +66,39 @@ package struct Planner {
             plan.tileTokens = max(plan.tileTokens / 2, Planner.smallestTile)
         }
         guard byteCount(plan) <= limit else { throw doesNotFit(plan, limit) }
-        if backend.fetchesWeightsSlowly { plan = resident(plan, limit) }
+        if backend.fetchesWeightsSlowly { plan = keeping(plan, \.keepsWeights, limit) }
         if settings.trains {
-            plan.keptLayers = largest(upTo: configuration.layerCount) { layers in
-                var candidate = plan
-                candidate.keptLayers = layers
-                return byteCount(candidate) <= limit
-            }
+            // An output takes S / 2 multiplications a byte to make again, the rest H / 2 and what norms and launches take.
+            if plan.maximumLength >= 2 * configuration.hiddenSize { plan = most(plan, \.keptOutputs, limit) }
+            plan = most(plan, \.keptLayers, limit)
+            plan = most(plan, \.keptOutputs, limit)
         }
-        plan = resident(plan, limit)
-        var roomy = plan
-        roomy.isRoomy = true
-        return byteCount(roomy) <= limit ? roomy : plan
+        plan = keeping(plan, \.keepsWeights, limit)
+        plan = keeping(plan, \.isRoomy, limit)
+        guard backend.keepsLowProducts, plan.keptLayers == configuration.layerCount else { return plan }
+        return keeping(plan, \.keepsEverything, limit)
     }
 
-    /// The plan with all weights in memory, if that fits.
-    private func resident(_ plan: ExecutionPlan, _ limit: Int) -> ExecutionPlan {
-        var resident = plan
-        resident.keepsWeights = true
-        return byteCount(resident) <= limit ? resident : plan
+    /// The plan with the largest number of layers under `key` that fits.
+    private func most(_ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Int>, _ limit: Int) -> ExecutionPlan
+    {
+        var plan = plan, candidate = plan
+        plan[keyPath: key] = largest(upTo: configuration.layerCount) { layers in
+            candidate[keyPath: key] = layers
+            return byteCount(candidate) <= limit
+        }
+        return plan
+    }
+
+    /// The plan with `key`, if that fits.
+    private func keeping(
+        _ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Bool>, _ limit: Int
+    )
+        -> ExecutionPlan
+    {
+        var more = plan
+        more[keyPath: key] = true
+        return byteCount(more) <= limit ? more : plan
     }
 
     /// The memory table of a plan.
@@ -117,7 +143,7 @@ package struct Planner {
         case .hidden:
             settings.trains
                 ? "\(layers + 1) x \(plan.stepTokens) tokens, and their gradient" : "\(plan.stepTokens) tokens"
-        case .kept: "\(plan.keptLayers) of \(layers) layers keep activations, the others recompute"
+        case .kept: plan.note(layers: layers)
         case .workspace: "tiles of \(plan.tileTokens) tokens"
         case .optimizer: settings.quantizesMoments ? "moments of 8 bits, a scale for each 256" : nil
         case .cache: "\(plan.stepTokens) tokens of context"
