@@ -66,8 +66,8 @@ struct Attention {
         rotateKeys(weights, tile, into: rows, from: saved)
     }
 
-    /// y = residual + attention(x). `hasKeys`: `rows` holds the tile's keys and values; `hasOutput`: so does `saved` attention's
-    /// output.
+    /// y = residual + attention(x). `hasKeys`: `rows` holds the tile's keys and values; `hasOutput`: `saved` what attention
+    /// makes of them.
     func forward(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
         residual_TH: Tensor, into y_TH: Tensor, saving saved: AttentionSaved, hasKeys: Bool, hasOutput: Bool

@@ -35,7 +35,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     /// What `layers` layers keep.
     package func note(layers: Int) -> String {
         let outputs = min(keptOutputs, layers) - keptLayers
-        return "\(keptLayers) of \(layers) layers keep activations, "
+        return
+            "\(keptLayers) of \(layers) layers keep activations\(keepsEverything ? " (also what norms and rotation give)" : ""), "
             + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
     }
 }
@@ -55,7 +56,8 @@ package struct Planner {
     private static let smallestTile = 128
 
     /// A plan within `limit` bytes. Free memory is spent on keeping activations, then on keeping decoded weights (the
-    /// other way round where weights come over a bus); too little is answered by recomputing, then by smaller tiles.
+    /// other way round where weights come over a bus), then on what only saves some time; too little is answered by
+    /// recomputing, then by smaller tiles.
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int
     ) throws(MartletError) -> ExecutionPlan {
@@ -93,9 +95,7 @@ package struct Planner {
     /// The plan with `key`, if that fits.
     private func keeping(
         _ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Bool>, _ limit: Int
-    )
-        -> ExecutionPlan
-    {
+    ) -> ExecutionPlan {
         var more = plan
         more[keyPath: key] = true
         return byteCount(more) <= limit ? more : plan
