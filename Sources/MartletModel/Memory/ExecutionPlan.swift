@@ -35,8 +35,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     /// What `layers` layers keep.
     package func note(layers: Int) -> String {
         let outputs = min(keptOutputs, layers) - keptLayers
-        return
-            "\(keptLayers) of \(layers) layers keep activations\(keepsEverything ? " (also what norms and rotation give)" : ""), "
+        let everything = keepsEverything ? " and what norms and rotations give" : ""
+        return "\(keptLayers) of \(layers) layers keep activations\(everything), "
             + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
     }
 }
