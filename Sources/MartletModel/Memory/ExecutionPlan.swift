@@ -17,6 +17,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var keepsWeights = false
     /// Temporaries may take memory only to save time.
     package var isRoomy = false
+    /// Layers that keep activations keep the norms' outputs and rotated queries and keys, too, instead of making them again.
+    package var keepsEverything = false
     /// Generation: a key/value cache a layer instead of one buffer for all.
     package var caches = false
     /// Rows of logits that can be read back; the logits of a training step never exist whole.
@@ -33,7 +35,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     /// What `layers` layers keep.
     package func note(layers: Int) -> String {
         let outputs = min(keptOutputs, layers) - keptLayers
-        return "\(keptLayers) of \(layers) layers keep activations, "
+        let everything = keepsEverything ? " and what norms and rotations give" : ""
+        return "\(keptLayers) of \(layers) layers keep activations\(everything), "
             + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
     }
 }
@@ -53,7 +56,8 @@ package struct Planner {
     private static let smallestTile = 128
 
     /// A plan within `limit` bytes. Free memory is spent on keeping activations, then on keeping decoded weights (the
-    /// other way round where weights come over a bus); too little is answered by recomputing, then by smaller tiles.
+    /// other way round where weights come over a bus), then on what only saves some time; too little is answered by
+    /// recomputing, then by smaller tiles.
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int
     ) throws(MartletError) -> ExecutionPlan {
@@ -64,17 +68,17 @@ package struct Planner {
             plan.tileTokens = max(plan.tileTokens / 2, Planner.smallestTile)
         }
         guard byteCount(plan) <= limit else { throw doesNotFit(plan, limit) }
-        if backend.fetchesWeightsSlowly { plan = resident(plan, limit) }
+        if backend.fetchesWeightsSlowly { plan = keeping(plan, \.keepsWeights, limit) }
         if settings.trains {
             // An output takes S / 2 multiplications a byte to make again, the rest H / 2 and what norms and launches take.
             if plan.maximumLength >= 2 * configuration.hiddenSize { plan = most(plan, \.keptOutputs, limit) }
             plan = most(plan, \.keptLayers, limit)
             plan = most(plan, \.keptOutputs, limit)
         }
-        plan = resident(plan, limit)
-        var roomy = plan
-        roomy.isRoomy = true
-        return byteCount(roomy) <= limit ? roomy : plan
+        plan = keeping(plan, \.keepsWeights, limit)
+        plan = keeping(plan, \.isRoomy, limit)
+        guard backend.keepsLowProducts, plan.keptLayers == configuration.layerCount else { return plan }
+        return keeping(plan, \.keepsEverything, limit)
     }
 
     /// The plan with the largest number of layers under `key` that fits.
@@ -88,11 +92,13 @@ package struct Planner {
         return plan
     }
 
-    /// The plan with all weights in memory, if that fits.
-    private func resident(_ plan: ExecutionPlan, _ limit: Int) -> ExecutionPlan {
-        var resident = plan
-        resident.keepsWeights = true
-        return byteCount(resident) <= limit ? resident : plan
+    /// The plan with `key`, if that fits.
+    private func keeping(
+        _ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Bool>, _ limit: Int
+    ) -> ExecutionPlan {
+        var more = plan
+        more[keyPath: key] = true
+        return byteCount(more) <= limit ? more : plan
     }
 
     /// The memory table of a plan.
