@@ -81,7 +81,7 @@ CASES = {
 
 def draw_case(case, folder, sequence, full, margin, router_margin):
     """Draws weights until no discrete choice of any run is close; returns (reference, judge's own noise, attempt)."""
-    for attempt in range(500):
+    for attempt in range(2000):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         generator = torch.Generator().manual_seed(case.seed + 7919 * attempt)

@@ -139,6 +139,9 @@ public struct Doctor: Sendable, CustomStringConvertible {
         do throws(MartletError) {
             return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
         } catch {
+            if error.isInEnvironment {
+                return Check(name: "GPU", isSound: false, detail: "\(error)", advice: error.remedy)
+            }
             return Check(
                 name: "GPU", isSound: true,
                 detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
