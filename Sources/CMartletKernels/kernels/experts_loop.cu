@@ -20,6 +20,7 @@
 
 extern "C" __global__ void __launch_bounds__(256) gather_rows(
     const element* source, const int* order, const float* weight, element* rows, int width) {
+    begin_kernel();
     const u64 row = blockIdx.x;
     const int flat = order[row];
     const float scale = weight ? weight[flat] : 1.0f;
@@ -29,6 +30,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_rows(
 
 extern "C" __global__ void __launch_bounds__(256) drop_rows(
     const element* rows, const int* order, element* y, u64 first, u64 seed, u32 threshold, float scale, int width, int adds) {
+    begin_kernel();
     const u64 row = blockIdx.x, base = (first + order[row]) * width;
     for (int i = threadIdx.x; i < width; i += 256) {
         u32 words[4];
@@ -41,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) drop_rows(
 
 extern "C" __global__ void __launch_bounds__(256) add_low(
     const float* p_RA, const element* b_OA, element* y_RO, float scale, int rows, int outputs, int rank) {
+    begin_kernel();
     const u64 first = blockIdx.x * 8ull;
     const int column = blockIdx.y * 256 + threadIdx.x, count = min(8, rows - (int)first);
     if (column >= outputs) return;
@@ -58,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(256) add_low(
 }
 
 extern "C" __global__ void __launch_bounds__(256) activate_rows(const element* gate_up, element* act, int inner) {
+    begin_kernel();
     const u64 row = blockIdx.x;
     const element *gate = gate_up + row * 2 * inner, *up = gate + inner;
     for (int i = threadIdx.x; i < inner; i += 256) {
@@ -68,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(256) activate_rows(const element* g
 
 extern "C" __global__ void __launch_bounds__(256) activate_backward(
     element* gate_up, const element* dact, const int* order, const float* weight, element* act, float* partial, int inner) {
+    begin_kernel();
     const u64 row = blockIdx.x;
     const float scale = weight[order[row]];
     element *gate = gate_up + row * 2 * inner, *up = gate + inner;
@@ -86,6 +91,7 @@ extern "C" __global__ void __launch_bounds__(256) activate_backward(
 
 extern "C" __global__ void __launch_bounds__(256) combine_rows(
     const element* rows, const int* position, const float* weight, element* y, int width) {
+    begin_kernel();
     const u64 token = blockIdx.x;
     for (int i = threadIdx.x; i < width; i += 256) {
         float sum = value(y[token * width + i]);
@@ -97,6 +103,7 @@ extern "C" __global__ void __launch_bounds__(256) combine_rows(
 
 extern "C" __global__ void __launch_bounds__(256) combine_backward(
     const element* rows, const int* position, const float* partial, element* dx, float* dweight, int width) {
+    begin_kernel();
     const u64 token = blockIdx.x;
     for (int i = threadIdx.x; i < width; i += 256) {
         float sum = value(dx[token * width + i]);

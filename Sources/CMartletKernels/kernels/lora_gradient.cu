@@ -77,6 +77,7 @@ __device__ __forceinline__ void accumulate(float (&d)[2][groups][4], u32 shared,
 
 extern "C" __global__ void __launch_bounds__(128) lora_gradient(
     const bf16* u_RA, const bf16* v, const int* order, const int* offset_E1, float* gradient) {
+    begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const u32 shared = shared_address(memory);
     const int expert = blockIdx.y, column = blockIdx.x * 128;

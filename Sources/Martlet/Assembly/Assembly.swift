@@ -173,6 +173,7 @@ package struct Assembly {
         if let experts = c.experts {
             rows.append(.init("experts", "\(experts.expertCount) a layer, \(experts.expertsPerToken) a token"))
         }
+        if let loading = model.loading { rows.append(.init("read from disk", loading.text)) }
         return rows + [
             .init("computes on", model.backend.name, note: deviceReason),
             .init("tile", "\(model.plan.tileTokens) tokens"),

@@ -178,11 +178,10 @@ struct GroupedExperts {
     /// B [E, O, A] as [E, A, O].
     private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
         let outputs = b_EOA.shape[1]
-        let kernel = device.kernel(
-            "lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a), KernelDefine("MASTER_HALF", 1)])
+        let kernel = device.kernel("lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a)])
         device.launch(
-            kernel, Grid(ceilDiv(outputs, 64), size.e), block: 256,
-            [.tensor(b_EOA), .optional(nil), .tensor(b_EAO), .int(outputs)])
+            kernel, Grid(ceilDiv(b_EOA.count, 64 * 256)), block: 256,
+            [.tensor(b_EOA), .tensor(b_EAO), .int(outputs), .int(size.e)])
     }
 
     /// p = s x M^T for the rows of each expert, and `weighted` = the same times the routing weight.
@@ -299,8 +298,7 @@ extension CUDABackend {
         let length = factor.shape[axis] * (isLast ? 1 : factor.shape[2])
         let padded = place.shape[axis] * (isLast ? 1 : place.shape[2])
         let kernel = device.kernel(
-            "lora_pack.cu", "lora_pad",
-            [KernelDefine("WIDTH", 16), KernelDefine("MASTER_HALF", factor.dtype == .bfloat16 ? 1 : 0)])
+            "lora_pad.cu", "lora_pad", [KernelDefine("HALF", factor.dtype == .bfloat16 ? 1 : 0)])
         device.launch(
             kernel, Grid(ceilDiv(place.count, 256)), block: 256,
             [.tensor(factor), .tensor(place), .int(length), .int(padded), .long(place.count)])
