@@ -37,10 +37,17 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
             do throws(MartletError) {
                 return (try CUDABackend(isDeterministic: isDeterministic), nil)
             } catch {
+                // Who names a way on the GPU does not want the CPU.
+                if error.isInEnvironment { throw error }
                 return (CPUBackend(threads: threads), "no GPU: \(error.problem)")
             }
         }
     }
+}
+
+extension MartletError {
+    /// Whether it lies in a variable of ours.
+    var isInEnvironment: Bool { location?.hasPrefix("MARTLET_") ?? false }
 }
 
 /// Where and with how much of the machine to compute.

@@ -118,7 +118,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
     ) -> Check {
         examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
             let results = try Parity.compare(backend, with: reference, tolerance: tolerance, cases: cases)
-            let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
+            let wrong = results.filter { !$0.isSound }, worst = results.max { $0.error < $1.error }
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
             guard wrong.isEmpty else {
                 return (
@@ -126,7 +126,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
                     "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
                 )
             }
-            return (true, "\(all), \(shortest(most)) apart at most")
+            let place = worst.map { $0.error > 0 ? " (\($0.op), \($0.result))" : "" } ?? ""
+            return (true, "\(all), \(shortest(worst?.error ?? 0)) apart at most" + place)
         }
     }
 
@@ -141,6 +142,9 @@ public struct Doctor: Sendable, CustomStringConvertible {
             return Check(
                 name: "GPU", isSound: true, detail: backend.description, advice: cudnnAdvice(backend.attentionRefusal))
         } catch {
+            if error.isInEnvironment {
+                return Check(name: "GPU", isSound: false, detail: "\(error)", advice: error.remedy)
+            }
             return Check(
                 name: "GPU", isSound: true,
                 detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
