@@ -18,11 +18,14 @@ package final class CUDABackend: Backend {
     let expertsPath: ExpertsPath
     let tables: TensorTables
     let attentionTables: AttentionTables
+    let sideCopies: SideCopies
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = computeDType == .bfloat16 ? CuDNNAttention(device, staging) : nil
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
+    /// What that was planned with.
+    var room = ScratchRoom.usual
 
     /// `computeDType` is bfloat16, or float32 for checking.
     package init(index: Int = 0, computeDType: DType = .bfloat16) throws(MartletError) {
@@ -35,6 +38,7 @@ package final class CUDABackend: Backend {
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
+        sideCopies = try SideCopies(device)
     }
 
     /// An empty layout over the scratch memory, for one op.
@@ -65,6 +69,7 @@ package final class CUDABackend: Backend {
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {
         device.synchronize()
+        sideCopies.synchronize()
         if let failure = device.takeFailure() { throw failure }
     }
 }

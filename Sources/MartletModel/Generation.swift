@@ -20,7 +20,6 @@ package final class Generation {
                 fix: "ask for fewer tokens, shorten the prompt, or raise --context")
         }
         var logits: [Float] = []
-        model.refreshWorkingValues()
         for start in stride(from: 0, to: tokens.count, by: model.plan.tileTokens) {
             let chunk = Array(tokens[start..<min(start + model.plan.tileTokens, tokens.count)])
             logits = try feed(chunk: chunk, isLast: start + chunk.count == tokens.count)

@@ -14,7 +14,8 @@ import Testing
             for tensor in tensors { backend.zero(tensor) }
             values.withUnsafeBytes { backend.upload($0, as: .float32, into: tensors[0]) }
             return Parameter(
-                name: weight.name, group: "any", weight: weight, role: .whole, value: tensors[0], gradient: tensors[1],
+                name: weight.name, group: "any", weight: weight, role: .whole, master: Master(value: tensors[0]),
+                gradient: tensors[1],
                 firstMoment: tensors[2], secondMoment: tensors[3])
         }
         let parameters = [make(.query(0), [0.5, -1, 2]), make(.inputNorm(0), [1, 1.5])]

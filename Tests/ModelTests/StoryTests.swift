@@ -78,6 +78,40 @@ import Testing
         }
     }
 
+    /// Three steps of AdamW: everything on the device, or parts of it in host memory, copied at once or as late as possible.
+    @Test(arguments: ["moe_seed1", "moe_first_dense"])
+    func whatLivesInHostMemoryChangesNothing(_ name: String) throws {
+        let golden = try Golden(name), step = try golden.step()
+        func run(late: Bool, _ change: (inout ExecutionPlan) -> Void) throws -> [[Float]] {
+            let backend = CPUBackend(threads: 2)
+            backend.copiesLate = late
+            var settings = settings(dropout: 0.25)
+            settings.quantizesMoments = late
+            let model = try golden.model(settings, tile: 7, backend: backend, planning: change)
+            var found: [[Float]] = []
+            for index in 0..<3 {
+                let outcome = try model.trainStep(step, index: index), squares = model.gradientSquares()
+                #expect(squares == backend.sumsOfSquares(of: model.parameters.map(\.gradient)))
+                backend.adamW(
+                    model.parameters.map { $0.adamW(weightDecay: 0.1) }, AdamWSettings(), step: index + 1,
+                    learningRate: 0.05, gradientScale: 1)
+                found.append([Float(outcome.loss), Float(try model.evaluate(step).loss)])
+            }
+            return found + model.parameters.map { backend.floats($0.master) }
+        }
+        for late in [false, true] {
+            let expected = try run(late: late) { _ in }
+            #expect(expected[0] != expected[2])
+            for (hidden, state, gradients) in [(true, 0, 0), (false, 1, 0), (false, 0, 1), (true, 2, 2), (true, 9, 9)] {
+                let found = try run(late: late) { plan in
+                    (plan.hiddenOut, plan.stateLayersOut, plan.gradientLayersOut) = (hidden, state, gradients)
+                    plan.keptLayers = state == 9 ? 1 : 0
+                }
+                #expect(found == expected, "\(hidden), \(state), \(gradients), late \(late)")
+            }
+        }
+    }
+
     @Test func dropoutIsThereAndChangesWithTheStep() throws {
         let golden = try Golden("moe_seed0"), step = try golden.step()
         let model = try model(golden, dropout: 0.5, tile: 24, kept: 0)

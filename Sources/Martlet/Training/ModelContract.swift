@@ -8,6 +8,8 @@ package protocol TrainableModel: AnyObject {
     var parameters: [Parameter] { get }
     /// Zeroes the gradients, then runs forward and backward over the whole step, the loss divided by its target count.
     func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome
+    /// The sum of squares of each parameter's gradient, after a `trainStep`.
+    func gradientSquares() -> [Double]
     /// Forward only, without dropout.
     func evaluate(_ step: PackedStep) throws(MartletError) -> StepOutcome
 }

@@ -116,7 +116,8 @@ final class Trainer {
         let step = try parts.training.step(index)
         let outcome = try model.trainStep(step, index: index)
         try requireFinite(outcome, index + 1)
-        let (norm, check) = try audit.inspect(step: index + 1, outcome, on: model.backend)
+        let (norm, check) = try audit.inspect(
+            step: index + 1, outcome, squares: model.gradientSquares(), on: model.backend)
         let rate = schedule.learningRate(at: index)
         optimizer.update(
             model.parameters, gradientNorm: norm, step: index + 1, learningRate: rate, on: model.backend)

@@ -127,7 +127,9 @@ final class CuDNNAttention {
             queryHeads: shapes.queryHeads, keyValueHeads: shapes.keyValueHeads, size: shapes.headSize, scale: 1,
             isBackward: true
         ).packed([longest])
-        guard graph.takeHeads(fitting: shapes.isRoomy ? 4 * roomLimit : roomLimit) else { return Reservation() }
+        let limit = shapes.room == .scant ? roomLimit / 16 : shapes.room == .usual ? roomLimit : 4 * roomLimit
+        // Where memory is scant a single head may take more than that.
+        guard graph.takeHeads(fitting: limit) || graph.roomByteCount <= roomLimit else { return Reservation() }
         return Reservation(keyRows: keyRows, parts: graph.partsOfGroup, roomByteCount: graph.roomByteCount)
     }
 
