@@ -57,6 +57,7 @@ struct Part {
 };
 
 extern "C" __global__ void __launch_bounds__(256) zero_all(const Entry* entries, const int* owner, int chunk) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     float* x = part.entry.value + part.start;
     const int whole = part.whole((u64)x);
@@ -126,6 +127,7 @@ template <bool SPLIT> struct Master {
 };
 
 extern "C" __global__ void __launch_bounds__(256) split_all(const Entry* entries, const int* owner, int chunk) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     const Master<true> master(part);
     const float* x = part.entry.gradient + part.start;
@@ -149,6 +151,7 @@ __device__ __forceinline__ double block_sum(double x) {
 
 extern "C" __global__ void __launch_bounds__(256) square_partials(
     const Entry* entries, const int* owner, int chunk, double* partial) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     const float* x = part.entry.value + part.start;
     const int whole = part.whole((u64)x);
@@ -166,6 +169,7 @@ extern "C" __global__ void __launch_bounds__(256) square_partials(
 
 extern "C" __global__ void __launch_bounds__(256) square_sums(
     const Entry* entries, int chunk, const double* partial, double* sums) {
+    begin_kernel();
     const Entry& entry = entries[blockIdx.x];
     const int chunks = (int)((entry.count + chunk - 1) / chunk);
     double sum = 0;
@@ -216,11 +220,13 @@ template <bool SPLIT> __device__ __forceinline__ void update_all(const Part& par
 #define NUMBERS float learning_rate, float beta1, float beta2, float size, float root, float epsilon, float gradient_scale
 
 extern "C" __global__ void __launch_bounds__(256) adamw(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     update_all<false>(part, Step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale));
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamw_split(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     update_all<true>(part, Step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale));
 }
@@ -356,6 +362,7 @@ template <bool SPLIT> __device__ __forceinline__ void update_blocks(
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamw_8bit(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
     __shared__ Codes<true> with_sign;
     __shared__ Codes<false> without;
     const Part part(entries, owner, chunk);
@@ -364,6 +371,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw_8bit(const Entry* entrie
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamw_8bit_split(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
     __shared__ Codes<true> with_sign;
     __shared__ Codes<false> without;
     const Part part(entries, owner, chunk);

@@ -46,15 +46,16 @@ public struct RunPlan: Sendable, CustomStringConvertible {
         stepsPerEpoch = run.data.training.stepsPerEpoch
         totalSteps = try Trainer.totalSteps(recipe, stepsPerEpoch: stepsPerEpoch)
         let layers = run.checkpoint.configuration.layerCount, plan = run.plan
-        choices = [
-            "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
-            plan.keptLayers == layers
-                ? "every layer keeps its activations: there is room"
-                : "\(plan.keptLayers) of \(layers) layers keep their activations; the others are computed again, for lack of room",
-            plan.keepsWeights
-                ? "all layers stay decoded in memory: there is room"
-                : "layers are decoded from the mapped files in each pass: all of them at once do not fit",
-        ]
+        choices =
+            [
+                "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
+                plan.keptLayers == layers
+                    ? "every layer keeps its activations: there is room"
+                    : "\(plan.keptLayers) of \(layers) layers keep their activations; the others are computed again, for lack of room",
+                plan.keepsWeights
+                    ? "all layers stay decoded in memory: there is room"
+                    : "layers are decoded from the mapped files in each pass: all of them at once do not fit",
+            ] + run.remarks
         choices += run.memory.hostRows.map {
             "in host memory: \($0.name), \(formatBytes($0.byteCount)): \($0.note ?? "")"
         }

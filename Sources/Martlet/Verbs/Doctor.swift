@@ -23,15 +23,18 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public var isSound: Bool { checks.allSatisfy(\.isSound) }
 
     /// Looks at the machine; `folder` is where a file is written to try the disk.
-    /// With `onlyGPU` nothing but the GPU.
+    /// With `onlyGPU` nothing but the GPU; with `ops` nothing but the arithmetic of these.
     public static func examine(
-        folder: String = ".", onlyGPU: Bool = false, progress: (Check) -> Void = { _ in }
-    ) -> Doctor {
+        folder: String = ".", onlyGPU: Bool = false, ops: [String] = [], progress: (Check) -> Void = { _ in }
+    ) throws(MartletError) -> Doctor {
         var doctor = Doctor(checks: [])
-        let general: [() -> Check] = [
-            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
-        ]
-        let gpuChecks: [() -> Check] = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
+        let cases = try Parity.cases(of: ops)
+        let arithmetic = [{ products(cases) }, { threads(cases) }]
+        let onGPU = [{ gpuInBFloat16(cases) }, { gpuInFloat32(cases) }]
+        var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
+        general += arithmetic + [fullGradients, adapterGradients]
+        var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients] : [])
+        if !ops.isEmpty { (general, gpuChecks) = (arithmetic, [gpu] + (hasGPU ? onGPU : [])) }
         for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
@@ -95,22 +98,26 @@ public struct Doctor: Sendable, CustomStringConvertible {
     // MARK: The arithmetic
 
     /// The library's matrix product against our own.
-    private static func products() -> Check {
-        parity("ops with the matrix product against our own", CPUBackend(), with: CPUBackend(usesBLAS: false))
+    private static func products(_ cases: [OpCase]) -> Check {
+        parity(
+            "ops with the matrix product against our own", CPUBackend(), with: CPUBackend(usesBLAS: false), cases: cases
+        )
     }
 
-    private static func threads() -> Check {
+    private static func threads(_ cases: [OpCase]) -> Check {
         parity(
-            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0)
+            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0,
+            cases: cases)
     }
 
     /// Every op, forward and backward, on a backend and on one to hold it against. Without a `tolerance` that of the
     /// backends' dtypes counts.
     package static func parity(
-        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil
+        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil,
+        cases: [OpCase] = Parity.cases
     ) -> Check {
         examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
-            let results = try Parity.compare(backend, with: reference, tolerance: tolerance)
+            let results = try Parity.compare(backend, with: reference, tolerance: tolerance, cases: cases)
             let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
             guard wrong.isEmpty else {
@@ -139,17 +146,17 @@ public struct Doctor: Sendable, CustomStringConvertible {
         }
     }
 
-    private static func gpuInBFloat16() -> Check {
-        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16)
+    private static func gpuInBFloat16(_ cases: [OpCase]) -> Check {
+        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16, cases)
     }
 
-    private static func gpuInFloat32() -> Check {
-        gpuCheck("ops on the GPU in float32 against the CPU", .float32)
+    private static func gpuInFloat32(_ cases: [OpCase]) -> Check {
+        gpuCheck("ops on the GPU in float32 against the CPU", .float32, cases)
     }
 
-    private static func gpuCheck(_ name: String, _ dtype: DType) -> Check {
+    private static func gpuCheck(_ name: String, _ dtype: DType, _ cases: [OpCase]) -> Check {
         do throws(MartletError) {
-            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend())
+            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend(), cases: cases)
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }

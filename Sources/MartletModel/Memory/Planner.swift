@@ -50,6 +50,16 @@ package struct Planner {
         return MemoryPlan(rows: rows, hostRows: hostRows)
     }
 
+    /// What a person should know of the way in which a plan is computed.
+    package func remarks(on plan: ExecutionPlan) -> [String] {
+        var shapes = configuration.scratchShapes(plan, settings)
+        // Remarks are on experts: other projections' adapters do not bear on them.
+        if settings.adapter?.targets.isDisjoint(with: [.expertsGateUp, .expertsDown]) ?? true {
+            (shapes.rank, shapes.dropsOut) = (0, false)
+        }
+        return backend.remarks(on: shapes)
+    }
+
     /// What will be trained, without memory behind it.
     package var parameters: [Parameter] {
         let plan = ExecutionPlan(stepTokens: 1, tileTokens: 1, maximumLength: 1)
