@@ -19,6 +19,7 @@ package final class Generation {
                 because: "\(count + tokens.count) tokens were to go into \(model.plan.stepTokens) rows",
                 fix: "ask for fewer tokens, shorten the prompt, or raise --context")
         }
+        model.settle()
         var logits: [Float] = []
         for start in stride(from: 0, to: tokens.count, by: model.plan.tileTokens) {
             let chunk = Array(tokens[start..<min(start + model.plan.tileTokens, tokens.count)])

@@ -22,6 +22,7 @@ extension Model {
     /// Puts an adapter's factors on the model, whose settings must be `LoRASettings(adapter)`. Targeted weights that the
     /// adapter leaves out (it may adapt some layers only) get B = 0.
     package func load(_ adapter: Adapter) throws(MartletError) {
+        settle()
         guard let settings = settings.adapter, settings.scale == LoRASettings(adapter).scale else {
             throw MartletError(
                 "the adapter does not fit the run",
@@ -53,6 +54,7 @@ extension Model {
     /// The adapter on the model, as it stands.
     package func adapter(baseModel: String) -> Adapter? {
         guard let lora = settings.adapter else { return nil }
+        settle()
         var matrices: [Weight: LoRAMatrices] = [:]
         for weight in configuration.weights {
             guard let (a, b) = adapterTensors(on: weight) else { continue }

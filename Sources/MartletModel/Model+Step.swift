@@ -9,10 +9,11 @@ extension Model {
         dropoutStep = index
         defer { dropoutStep = nil }
         let tiles = try begin(step)
-        let leaving = memory.leavingGradients.map(\.parameters)
-        backend.zero(
-            parameters.indices.filter { i in !leaving.contains { $0.contains(i) } }.map { parameters[$0].gradient })
+        let gone = memory.gradientPieces.count
+        let leaving = Set(memory.layerParameters.prefix(gone).joined())
         var outcome = try forward(step, tiles)
+        // After the forward pass, which may still have had to apply them.
+        backend.zero(parameters.indices.filter { !leaving.contains($0) }.map { parameters[$0].gradient })
         guard outcome.targetCount > 0 else {
             throw MartletError(
                 "a step has no token to learn from", in: "step \(index)",
@@ -95,6 +96,7 @@ extension Model {
         for index in 0..<configuration.layerCount {
             let weights = try weights(of: index)
             let rows = keyValueRows(index)
+            pending?.update(layer: index)
             memory.hidden.beginWriting(index + 1)
             for (number, tile) in tiles.enumerated() {
                 let saved = savedActivations(index).saved(for: tile)
@@ -105,6 +107,8 @@ extension Model {
             }
             memory.hidden.finishWriting(index + 1, rows: wanted)
         }
+        pending?.update(layer: configuration.layerCount)
+        pending = nil
         return outcome
     }
 
@@ -133,7 +137,7 @@ extension Model {
         guard let dhidden_TH = memory.dhidden_TH, let dstep = memory.dkeyValueRows else { return }
         let rowsOfStep = 0..<step.tokenCount
         let auxiliary = zScale.map { RouterAuxiliary(dprobability_E: memory.workspace.dprobability_E, zScale: $0) }
-        var gradients = LeavingTransfers(memory, backend)
+        var gradients = LeavingGradients(memory, backend)
         for index in (0..<configuration.layerCount).reversed() {
             let weights = try weights(of: index)
             memory.hidden.wait(for: index)
@@ -264,16 +268,14 @@ extension Model {
 extension Model {
     /// The sum of squares of each parameter's gradient.
     package func gradientSquares() -> [Double] {
-        let gone = memory.leavingGradients.map(\.parameters),
-            here = parameters.indices.filter { i in
-                !gone.contains { $0.contains(i) }
-            }
+        let gone = Array(memory.layerParameters.prefix(memory.gradientPieces.count).joined()), leaving = Set(gone)
+        let here = parameters.indices.filter { !leaving.contains($0) }
         var squares = [Double](repeating: 0, count: parameters.count)
         for (i, sum) in zip(here, backend.sumsOfSquares(of: here.map { parameters[$0].gradient })) { squares[i] = sum }
         guard !gone.isEmpty else { return squares }
         var bits = [UInt64](repeating: 0, count: parameters.count)
         bits.withUnsafeMutableBytes { backend.download(memory.squares_P, into: $0) }
-        for i in gone.joined() { squares[i] = Double(bitPattern: bits[i]) }
+        for i in gone { squares[i] = Double(bitPattern: bits[i]) }
         return squares
     }
 }

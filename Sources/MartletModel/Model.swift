@@ -22,6 +22,8 @@ package final class Model {
     private var checkedLayers: Set<Int> = []
     /// Distinguishes the dropout masks of steps; nil outside training.
     var dropoutStep: Int?
+    /// An update of parameters that the next pass makes.
+    var pending: PendingUpdate?
 
     /// How the weights came into the backend's memory; nil where there is only room for a layer at a time, or no disk.
     private(set) package var loading: Loading?

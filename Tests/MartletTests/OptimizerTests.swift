@@ -39,9 +39,9 @@ import Testing
                 squares += backend.sumOfSquares(parameter.gradient)
             }
             #expect(abs(squares.squareRoot() - norms[step - 1]) < 1e-6)
-            optimizer.update(
-                parameters, gradientNorm: squares.squareRoot(), step: step, learningRate: [0, 0.01, 0.02][step - 1],
-                on: backend)
+            let rate = [0, 0.01, 0.02][step - 1]
+            optimizer.step(step, gradientNorm: squares.squareRoot(), learningRate: rate)
+                .apply(to: parameters, on: backend)
             for (parameter, expected) in zip(parameters, [expected[step - 1].0, expected[step - 1].1]) {
                 var found = [Float](repeating: 0, count: expected.count)
                 found.withUnsafeMutableBytes { backend.download(parameter.value, into: $0) }

@@ -15,7 +15,7 @@ import Testing
             experts: .init(expertCount: 4, expertsPerToken: 2, innerSize: 32, normalizesTopK: true),
             isSparse: [Bool](repeating: true, count: 6))
         planner = Planner(
-            configuration, ModelSettings(.lora, adapter: LoRASettings(rank: 8, alpha: 16)), CPUBackend(threads: 1))
+            configuration, ModelSettings(.lora, adapter: LoRASettings(rank: 64, alpha: 64)), CPUBackend(threads: 1))
     }
 
     private func plan(_ limit: Int, host: Int) throws -> ExecutionPlan {
@@ -32,14 +32,14 @@ import Testing
             let limit = top * percent / 100
             guard let plan = try? plan(limit, host: 1 << 40) else { break }
             #expect(planner.byteCount(plan) <= limit)
-            #expect(plan.keptLayers <= last.keptLayers, "\(percent) %")
+            if plan.tileTokens == last.tileTokens { #expect(plan.keptLayers <= last.keptLayers, "\(percent) %") }
             if plan.stateLayersOut > 0 { #expect(plan.hiddenOut && plan.keptLayers == 0) }
             if plan.gradientLayersOut > 0 { #expect(plan.stateLayersOut == 6) }
             sawState = sawState || (1..<6).contains(plan.stateLayersOut)
             sawGradients = sawGradients || (1...6).contains(plan.gradientLayersOut)
             last = plan
         }
-        #expect(sawState && sawGradients && last.hiddenOut && last.gradientLayersOut == 6 && last.tileTokens < 1024)
+        #expect(sawState && sawGradients && last.hiddenOut && last.room == .scant && last.tileTokens < 1024)
     }
 
     /// Without host memory nothing moves; with too little of it only what fits.

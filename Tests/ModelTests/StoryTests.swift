@@ -92,16 +92,21 @@ import Testing
             for index in 0..<3 {
                 let outcome = try model.trainStep(step, index: index), squares = model.gradientSquares()
                 #expect(squares == backend.sumsOfSquares(of: model.parameters.map(\.gradient)))
-                backend.adamW(
-                    model.parameters.map { $0.adamW(weightDecay: 0.1) }, AdamWSettings(), step: index + 1,
-                    learningRate: 0.05, gradientScale: 1)
+                var adamW = AdamWSettings()
+                adamW.weightDecay = 0.1
+                model.update(OptimizerStep(adamW, number: index + 1, learningRate: 0.05, gradientScale: 1))
+                // Made by the next pass, whichever that is, or here.
+                if index == 1 { model.settle() }
+                if index == 2 { continue }
                 found.append([Float(outcome.loss), Float(try model.evaluate(step).loss)])
             }
+            model.settle()
             return found + model.parameters.map { backend.floats($0.master) }
+                + model.parameters.flatMap { $0.state.map(\.tensor) }.filter { $0.dtype == .float32 }.map(model.floats)
         }
         for late in [false, true] {
             let expected = try run(late: late) { _ in }
-            #expect(expected[0] != expected[2])
+            #expect(expected[0] != expected[1])
             for (hidden, state, gradients) in [(true, 0, 0), (false, 1, 0), (false, 0, 1), (true, 2, 2), (true, 9, 9)] {
                 let found = try run(late: late) { plan in
                     (plan.hiddenOut, plan.stateLayersOut, plan.gradientLayersOut) = (hidden, state, gradients)

@@ -258,9 +258,7 @@ extension Model {
     fileprivate func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> StepOutcome {
         let outcome = try trainStep(step, index: index)
         _ = gradientSquares()
-        backend.adamW(
-            parameters.map { $0.adamW(weightDecay: 0) }, AdamWSettings(), step: index + 1, learningRate: 1e-4,
-            gradientScale: 1)
+        update(OptimizerStep(AdamWSettings(), number: index + 1, learningRate: 1e-4, gradientScale: 1))
         try backend.finish()
         return outcome
     }

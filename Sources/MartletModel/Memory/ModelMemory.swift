@@ -9,8 +9,12 @@ final class ModelMemory {
     let offset_LE1: Tensor
     /// Trained parameters, in a fixed order: embedding first, then layer by layer, then the head.
     let parameters: [Parameter]
-    /// Of the layers whose gradients live in host memory: the first ones.
-    let leavingGradients: [LeavingGradients]
+    /// The same as they are while what lives in host memory visits the device.
+    let visiting: [Parameter]
+    /// Indices of each layer's adapters.
+    let layerParameters: [Range<Int>]
+    /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
+    let gradientPieces, statePieces: [HostPiece]
     /// Of these layers' parameters: the sums of squares of their gradients, the bits of doubles.
     let squares_P: Tensor
     /// Adapter factors that are only applied.
@@ -49,9 +53,11 @@ final class ModelMemory {
 
         let trainables = Trainables(c, settings, plan, in: memory, dtype)
         parameters = trainables.parameters
-        leavingGradients = trainables.leaving
+        visiting = trainables.visiting
+        layerParameters = trainables.layerParameters
+        (gradientPieces, statePieces) = (trainables.gradientPieces, trainables.statePieces)
         squares_P = arena.carve(
-            [trainables.leaving.isEmpty ? 0 : trainables.parameters.count], .int64, for: .workspace)
+            [gradientPieces.isEmpty ? 0 : trainables.parameters.count], .int64, for: .workspace)
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
 

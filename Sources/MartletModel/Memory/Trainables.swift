@@ -4,8 +4,13 @@ internal import MartletCore
 struct Trainables {
     var parameters: [Parameter] = []
     var applied: [Weight: (a: Tensor, b: Tensor)] = [:]
-    /// Of the layers whose gradients live in host memory, by layer: all of a layer's in one piece.
-    var leaving: [LeavingGradients] = []
+    /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
+    var gradientPieces: [HostPiece] = []
+    var statePieces: [HostPiece] = []
+    /// The parameters of each layer's adapters, by index.
+    var layerParameters: [Range<Int>] = []
+    /// Parameters as they are while what lives in host memory visits the device.
+    var visiting: [Parameter] = []
     private let memory: Memory
     private let plan: ExecutionPlan
     private let dtype: DType
@@ -26,11 +31,7 @@ struct Trainables {
     }
 
     private mutating func add(_ c: ModelConfiguration, _ weight: Weight) {
-        let shape = c.shape(of: weight)
-        let gradient = memory.device.carve(shape, .float32, for: .gradients)
-        add(
-            weight, .whole, group: weight.group, shape, experts: c.expertCount(of: weight),
-            gradient: (gradient, gradient), state: memory.device)
+        add(weight, .whole, group: weight.group, c.shape(of: weight), experts: c.expertCount(of: weight))
     }
 
     /// An adapter's two factors.
@@ -64,55 +65,84 @@ struct Trainables {
             }
             return
         }
-        let sizes = layers.map { pairs in
-            pairs.reduce(0) { $0 + LeavingGradients.size(of: $1.a) + LeavingGradients.size(of: $1.b) }
+        gradientPieces = pieces(plan.gradientLayersOut, of: layers, .gradients) { shape, _, arena in
+            _ = arena.carve(shape, .float32, for: .gradients)
         }
-        let slotSize = sizes.prefix(plan.gradientLayersOut).max() ?? 0
-        // Two in turns: one is filled while the other leaves.
-        let slots = (0..<min(2, plan.gradientLayersOut)).map { _ in
-            memory.device.carve([slotSize], .float32, for: .gradients)
+        statePieces = pieces(plan.stateLayersOut, of: layers, .optimizer) { shape, role, arena in
+            _ = state(shape, role, quantizes: quantizesMoments, in: arena)
         }
         for (layer, pairs) in layers.enumerated() {
-            let leaves = layer < plan.gradientLayersOut
-            var piece =
-                leaves
-                ? LeavingGradients(
-                    slot: slots[layer % 2].rows(0..<sizes[layer]),
-                    home: memory.host.carve([sizes[layer]], .float32, for: .gradients))
-                : nil
-            let state = layer < plan.stateLayersOut ? memory.host : memory.device
+            let first = parameters.count
             for pair in pairs {
                 for (role, shape) in [(Parameter.Role.a, pair.a), (.b, pair.b)] {
-                    let gradient =
-                        piece?.take(shape, index: parameters.count)
-                        ?? { ($0, $0) }(memory.device.carve(shape, .float32, for: .gradients))
                     add(
                         pair.weight, role, group: pair.group, shape, experts: c.expertCount(of: pair.weight),
-                        gradient: gradient, state: state)
+                        gradients: layer < gradientPieces.count ? gradientPieces[layer] : nil,
+                        states: layer < statePieces.count ? statePieces[layer] : nil)
                 }
             }
-            if let piece { leaving.append(piece) }
+            layerParameters.append(first..<parameters.count)
         }
     }
 
-    /// `state` is where the optimizer's memory of it goes, and what only the optimizer reads of its value.
+    /// Pieces of the first `count` layers, large enough for what `carve` takes for each factor. On the device two take turns.
+    private func pieces(
+        _ count: Int, of layers: [[Pair]], _ row: Arena.Row, _ carve: (Shape, Parameter.Role, Arena) -> Void
+    ) -> [HostPiece] {
+        let sizes = layers.prefix(count).map { pairs in
+            let arena = Arena.measuring()
+            for pair in pairs {
+                carve(pair.a, .a, arena)
+                carve(pair.b, .b, arena)
+            }
+            return arena.byteCount
+        }
+        let slots = (0..<min(2, sizes.count)).map { _ in
+            memory.device.carve([sizes.max() ?? 0], .uint8, for: row)
+        }
+        return sizes.enumerated().map { layer, size in
+            HostPiece(
+                home: memory.host.carve([size], .uint8, for: row), slot: slots[layer % 2].rows(0..<size),
+                isMeasuring: memory.device.isMeasuring)
+        }
+    }
+
+    /// What the optimizer remembers, and what only the optimizer reads of a value.
+    private struct State {
+        var rest: Tensor?
+        var first, second: Tensor
+        var scales: MomentScales?
+    }
+
+    private func state(_ shape: Shape, _ role: Parameter.Role, quantizes: Bool, in arena: Arena) -> State {
+        let moment = quantizes ? DType.uint8 : .float32, blocks: Shape = [MomentScales.count(for: shape.count)]
+        func scale() -> Tensor { arena.carve(blocks, .float32, for: .optimizer) }
+        return State(
+            rest: isSplit(role) ? arena.carve(shape, .int16, for: .adapters) : nil,
+            first: arena.carve(shape, moment, for: .optimizer), second: arena.carve(shape, moment, for: .optimizer),
+            scales: quantizes ? MomentScales(first: scale(), second: scale()) : nil)
+    }
+
+    private func isSplit(_ role: Parameter.Role) -> Bool { role != .whole && dtype == .bfloat16 }
+
     private mutating func add(
         _ weight: Weight, _ role: Parameter.Role, group: String, _ shape: Shape, experts: Int?,
-        gradient: (home: Tensor, slot: Tensor), state: Arena
+        gradients: HostPiece? = nil, states: HostPiece? = nil
     ) {
         // Rows of the embedding see very different gradients; with bitsandbytes too they keep float32 moments.
         let quantizes = quantizesMoments && weight != .embedding
-        let moment = quantizes ? DType.uint8 : .float32, blocks: Shape = [MomentScales.count(for: shape.count)]
-        func scale() -> Tensor { state.carve(blocks, .float32, for: .optimizer) }
-        let isSplit = role != .whole && dtype == .bfloat16
-        let value = memory.device.carve(shape, isSplit ? .bfloat16 : .float32, for: .adapters)
-        parameters.append(
+        let value = memory.device.carve(shape, isSplit(role) ? dtype : .float32, for: .adapters)
+        func parameter(gradient: Tensor, accumulator: Tensor, _ state: State) -> Parameter {
             Parameter(
                 name: "\(weight.name).\(role.rawValue)", group: group, weight: weight, role: role,
-                master: Master(value: value, rest: isSplit ? state.carve(shape, .int16, for: .adapters) : nil),
-                gradient: gradient.home, accumulator: gradient.slot,
-                firstMoment: state.carve(shape, moment, for: .optimizer),
-                secondMoment: state.carve(shape, moment, for: .optimizer),
-                scales: quantizes ? MomentScales(first: scale(), second: scale()) : nil, expertCount: experts))
+                master: Master(value: value, rest: state.rest), gradient: gradient, accumulator: accumulator,
+                firstMoment: state.first, secondMoment: state.second, scales: state.scales, expertCount: experts)
+        }
+        let gradient = (gradients?.homeArena ?? memory.device).carve(shape, .float32, for: .gradients)
+        let accumulator = gradients?.slotArena.carve(shape, .float32, for: .gradients) ?? gradient
+        let home = state(shape, role, quantizes: quantizes, in: states?.homeArena ?? memory.device)
+        let guest = states.map { state(shape, role, quantizes: quantizes, in: $0.slotArena) } ?? home
+        parameters.append(parameter(gradient: gradient, accumulator: accumulator, home))
+        visiting.append(parameter(gradient: accumulator, accumulator: accumulator, guest))
     }
 }
