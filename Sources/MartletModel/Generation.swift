@@ -46,7 +46,7 @@ package final class Generation {
             let weights = try model.weights(of: index)
             model.layer.forward(
                 model.hidden(index).rows(0..<n), weights, tile, model.keyValueRows(index), memory.workspace,
-                into: model.hidden(index + 1).rows(0..<n), saving: model.savedActivations(index).saved(for: tile))
+                into: model.hidden(index + 1).rows(0..<n), saving: model.saved(index, tile))
         }
         count += n
         return isLast ? model.floats(model.logits(of: model.finalHidden.rows(n - 1..<n))[0]) : []

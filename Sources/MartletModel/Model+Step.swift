@@ -99,7 +99,7 @@ extension Model {
             pending?.update(layer: index)
             memory.hidden.beginWriting(index + 1)
             for (number, tile) in tiles.enumerated() {
-                let saved = savedActivations(index).saved(for: tile)
+                let saved = saved(index, tile)
                 layer.forward(
                     hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
@@ -149,11 +149,12 @@ extension Model {
             backend.zero(dstep.value_UGD.rows(rowsOfStep))
             for tile in tiles { restoreKeys(x_TH.rows(tile.rows), weights, tile, rows, index, keeps: keeps) }
             for tile in tiles.reversed() {
-                let saved = savedActivations(index).saved(for: tile)
+                let saved = saved(index, tile)
                 let x_TH = x_TH.rows(tile.rows)
                 if !keeps {
                     layer.forward(
-                        x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true)
+                        x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true,
+                        hasOutput: memory.keptOutputs[index] != nil)
                 }
                 layer.backward(
                     x_TH, weights, tile, rows, dstep, memory.workspace, saved, auxiliary, dhidden_TH.rows(tile.rows))
@@ -173,7 +174,7 @@ extension Model {
     private func restoreKeys(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ index: Int, keeps: Bool
     ) {
-        let saved = savedActivations(index).saved(for: tile).attention
+        let saved = saved(index, tile).attention
         guard !keeps else { return layer.attention.rotateKeys(weights, tile, into: rows, from: saved) }
         let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: configuration.rmsEpsilon, into: normed_TH)
@@ -247,10 +248,12 @@ extension Model {
         return rows
     }
 
-    func savedActivations(_ index: Int) -> SavedActivations {
-        guard let saved = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
+    func saved(_ index: Int, _ tile: Tile) -> LayerSaved {
+        guard let activations = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
             preconditionFailure("layer \(index) has no memory for its activations")
         }
+        var saved = activations.saved(for: tile)
+        if let output = memory.keptOutputs[index] { saved.attention.output = output.rows(tile.rows) }
         return saved
     }
 

@@ -13,11 +13,13 @@ import Testing
 
     /// A model whose B is not zero, so that every path carries a gradient.
     private func model(
-        _ golden: Golden, dropout: Float = 0.25, tile: Int, kept: Int, keepsWeights: Bool = false, threads: Int = 2
+        _ golden: Golden, dropout: Float = 0.25, tile: Int, kept: Int, outputs: Int = 0, keepsWeights: Bool = false,
+        threads: Int = 2
     ) throws -> Model {
         let backend = CPUBackend(threads: threads)
         let model = try golden.model(
-            settings(dropout: dropout), tile: tile, kept: kept, keepsWeights: keepsWeights, backend: backend)
+            settings(dropout: dropout), tile: tile, kept: kept, outputs: outputs, keepsWeights: keepsWeights,
+            backend: backend)
         for (i, p) in model.parameters.enumerated() where p.role == .b {
             var random = RandomStream(seed: UInt64(i))
             model.upload((0..<p.value.count).map { _ in 0.1 * random.normal() }, into: p.value)
@@ -35,12 +37,14 @@ import Testing
         let golden = try Golden(name), step = try golden.step()
         let whole = try model(golden, tile: 2048, kept: 2)
         let (loss, expected) = try gradients(whole, step)
-        for (tile, kept, keepsWeights) in [(1, 0, false), (5, 1, true), (7, 2, false), (12, 0, true), (23, 1, false)] {
-            let other = try model(golden, tile: tile, kept: kept, keepsWeights: keepsWeights)
+        for (tile, kept, outputs, keepsWeights) in [
+            (1, 0, 0, false), (5, 1, 0, true), (7, 2, 1, false), (12, 0, 2, true), (23, 1, 0, false), (9, 0, 1, false),
+        ] {
+            let other = try model(golden, tile: tile, kept: kept, outputs: outputs, keepsWeights: keepsWeights)
             let (otherLoss, found) = try gradients(other, step)
             #expect(abs(otherLoss - loss) < 1e-6 * loss)
             for (i, p) in other.parameters.enumerated() {
-                expectClose(found[i], expected[i], relative: 2e-5, "tile \(tile), kept \(kept): \(p.name)")
+                expectClose(found[i], expected[i], relative: 2e-5, "tile \(tile), kept \(kept), \(outputs): \(p.name)")
             }
         }
     }
@@ -110,7 +114,7 @@ import Testing
             for (hidden, state, gradients) in [(true, 0, 0), (false, 1, 0), (false, 0, 1), (true, 2, 2), (true, 9, 9)] {
                 let found = try run(late: late) { plan in
                     (plan.hiddenOut, plan.stateLayersOut, plan.gradientLayersOut) = (hidden, state, gradients)
-                    plan.keptLayers = state == 9 ? 1 : 0
+                    (plan.keptLayers, plan.keptOutputs) = state == 9 ? (1, 2) : (0, 0)
                 }
                 #expect(found == expected, "\(hidden), \(state), \(gradients), late \(late)")
             }

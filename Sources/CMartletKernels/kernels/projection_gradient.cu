@@ -92,6 +92,7 @@ __device__ __forceinline__ u64 place(const Job& job, int column, int i, bool& in
 
 extern "C" __global__ void __cluster_dims__(1, parts, 1) __launch_bounds__(128) projection_gradient(
     const __grid_constant__ Jobs first, const __grid_constant__ Jobs second, int rows) {
+    begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const u32 shared = shared_address(memory);
     Job job = first.at[0];

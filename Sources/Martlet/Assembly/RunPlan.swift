@@ -51,7 +51,7 @@ public struct RunPlan: Sendable, CustomStringConvertible {
                 "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
                 plan.keptLayers == layers
                     ? "every layer keeps its activations: there is room"
-                    : "\(plan.keptLayers) of \(layers) layers keep their activations; the others are computed again, for lack of room",
+                    : "for lack of room " + plan.note(layers: layers),
                 plan.keepsWeights
                     ? "all layers stay decoded in memory: there is room"
                     : "layers are decoded from the mapped files in each pass: all of them at once do not fit",

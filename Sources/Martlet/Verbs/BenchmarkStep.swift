@@ -140,7 +140,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             plannedByteCount: planned, hostByteCount: table.hostByteCount, memory: table.lines,
             processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice:
-                "\(settings.optim.rawValue), tiles of \(plan.tileTokens), \(plan.keptLayers) of \(c.layerCount) layers keep activations, "
+                "\(settings.optim.rawValue), tiles of \(plan.tileTokens), \(plan.note(layers: c.layerCount)), "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         result.loading = model.loading?.text ?? ""
         var first = 0

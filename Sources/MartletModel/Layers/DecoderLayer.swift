@@ -31,16 +31,17 @@ struct DecoderLayer {
     let feedForward: FeedForward
     let epsilon: Float
 
-    /// Overwrites `y_TH`; nil when only `saved` is wanted (to be recomputed before the backward pass).
+    /// Overwrites `y_TH`; nil when only `saved` is wanted (to be recomputed before the backward pass). `hasKeys` and
+    /// `hasOutput`: keys and values, and attention's output, are there.
     func forward(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
-        into y_TH: Tensor?, saving saved: LayerSaved, hasKeys: Bool = false
+        into y_TH: Tensor?, saving saved: LayerSaved, hasKeys: Bool = false, hasOutput: Bool = false
     ) {
         let normed_TH = workspace.normed_TH.rows(0..<tile.count), weights = weights.keeping(saved.low)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: epsilon, into: normed_TH)
         attention.forward(
             normed_TH, weights, tile, rows, workspace, residual_TH: x_TH, into: saved.middle_TH,
-            saving: saved.attention, hasKeys: hasKeys)
+            saving: saved.attention, hasKeys: hasKeys, hasOutput: hasOutput)
 
         backend.rmsNorm(saved.middle_TH, weights.postAttentionNorm.weight_H, epsilon: epsilon, into: normed_TH)
         if let y_TH { backend.set(y_TH, to: saved.middle_TH) }

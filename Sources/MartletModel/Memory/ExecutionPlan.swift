@@ -10,6 +10,9 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var maximumLength: Int
     /// The last this-many layers keep their activations for the backward pass; the others make them again.
     package var keptLayers = 0
+    /// The last this-many layers keep attention's output at least: a sixth of all that a layer keeps, and what takes the
+    /// longest to make again where sequences are long.
+    package var keptOutputs = 0
     /// What enters each layer waits in host memory for the backward pass.
     package var hiddenOut = false
     /// The first this-many layers' optimizer state lives in host memory, where the optimizer reads and writes it.
@@ -32,4 +35,11 @@ package struct ExecutionPlan: Sendable, Equatable {
     }
 
     package var tileCount: Int { ceilDiv(stepTokens, tileTokens) }
+
+    /// What `layers` layers keep.
+    package func note(layers: Int) -> String {
+        let outputs = min(keptOutputs, layers) - keptLayers
+        return "\(keptLayers) of \(layers) layers keep activations, "
+            + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
+    }
 }

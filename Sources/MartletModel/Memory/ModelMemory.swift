@@ -31,6 +31,8 @@ final class ModelMemory {
     let dkeyValueRows: KeyValueRows?
     /// One a kept layer, by layer.
     let kept: [Int: SavedActivations]
+    /// Of the whole step, one a layer that recomputes the rest.
+    let keptOutputs: [Int: AttentionOutput]
     /// Shared by the other layers, by whether the layer is sparse.
     let recomputed: [Bool: SavedActivations]
     let workspace: Workspace
@@ -90,6 +92,12 @@ final class ModelMemory {
                         c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, rank: lowRank, in: arena,
                         dtype)
                 )
+            })
+        keptOutputs = Dictionary(
+            uniqueKeysWithValues: (L - max(plan.keptOutputs, plan.keptLayers)..<keptLayers.lowerBound).map {
+                let output_TQD = arena.carve([T, c.queryHeadCount, D], dtype, for: .kept)
+                let logSumExp_TQ = arena.carve([T, c.queryHeadCount], for: .kept)
+                return ($0, AttentionOutput(output_TQD: output_TQD, logSumExp_TQ: logSumExp_TQ))
             })
         let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })
         recomputed = Dictionary(

@@ -92,7 +92,7 @@ package struct Planner {
                 : plan.hiddenOut
                     ? "two layers' in turns, and their gradient"
                     : "\(layers + 1) x \(plan.stepTokens) tokens, and their gradient"
-        case .kept: "\(plan.keptLayers) of \(layers) layers keep activations, the others recompute"
+        case .kept: plan.note(layers: layers)
         case .workspace:
             "tiles of \(plan.tileTokens) tokens"
                 + (plan.room == .scant ? ", temporaries as small as they may be" : "")
@@ -193,11 +193,10 @@ private struct Room {
     func filling(_ plan: ExecutionPlan) -> ExecutionPlan {
         var plan = plan
         if planner.settings.trains {
-            plan.keptLayers = Room.largest(upTo: layers) { layers in
-                var candidate = plan
-                candidate.keptLayers = layers
-                return fits(candidate)
-            }
+            // An output takes S / 2 multiplications a byte to make again, the rest H / 2 and what norms and launches take.
+            if plan.maximumLength >= 2 * planner.configuration.hiddenSize { plan = most(plan, \.keptOutputs) }
+            plan = most(plan, \.keptLayers)
+            plan = most(plan, \.keptOutputs)
         }
         var resident = plan
         resident.keepsWeights = true
@@ -206,6 +205,16 @@ private struct Room {
             var candidate = plan
             candidate.room = room
             if fits(candidate) { plan = candidate }
+        }
+        return plan
+    }
+
+    /// The plan with the largest number of layers under `key` that fits.
+    private func most(_ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Int>) -> ExecutionPlan {
+        var plan = plan, candidate = plan
+        plan[keyPath: key] = Room.largest(upTo: layers) { layers in
+            candidate[keyPath: key] = layers
+            return fits(candidate)
         }
         return plan
     }

@@ -7,8 +7,7 @@ struct SavedActivations {
     private let key_TGD: Tensor
     /// The values of the whole step; only a layer that keeps has its own.
     let value_TGD: Tensor?
-    private let output_TQD: Tensor
-    private let logSumExp_TQ: Tensor
+    private let output: AttentionOutput
     private let middle_TH: Tensor
     private let dense: (gate_TF: Tensor, up_TF: Tensor)?
     private let sparse: (routing: Routing, gateUp_RF: Tensor)?
@@ -32,8 +31,8 @@ struct SavedActivations {
         query_TQD = carve([T, c.queryHeadCount, c.headSize])
         key_TGD = carve([keyRows, c.keyValueHeadCount, c.headSize])
         value_TGD = keeps ? carve([T, c.keyValueHeadCount, c.headSize]) : nil
-        output_TQD = carve([T, c.queryHeadCount, c.headSize])
-        logSumExp_TQ = carve([T, c.queryHeadCount], .float32)
+        output = AttentionOutput(
+            output_TQD: carve([T, c.queryHeadCount, c.headSize]), logSumExp_TQ: carve([T, c.queryHeadCount], .float32))
         middle_TH = carve([T, c.hiddenSize])
         if isSparse, let e = c.experts {
             let E = e.expertCount, K = e.expertsPerToken
@@ -62,8 +61,7 @@ struct SavedActivations {
         let rows = keeps ? tile.rows : 0..<tile.count
         let keyRows = key_TGD.shape[0] >= tile.rows.upperBound ? tile.rows : rows
         let attention = AttentionSaved(
-            query_TQD: query_TQD.rows(rows), key_TGD: key_TGD.rows(keyRows),
-            output_TQD: output_TQD.rows(rows), logSumExp_TQ: logSumExp_TQ.rows(rows))
+            query_TQD: query_TQD.rows(rows), key_TGD: key_TGD.rows(keyRows), output: output.rows(rows))
         let K = sparse?.routing.expert_TK.shape[1] ?? 1
         let routed = rows.lowerBound * K..<rows.upperBound * K
         let low = Dictionary(
