@@ -120,7 +120,7 @@ package struct Assembly {
         let plan = try planner.plan(
             stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
             tileTokens: recipe.tileTokens, logitRows: recipe.samplePrompts == 0 ? 0 : 1,
-            limit: max(0, limit - memory.used))
+            limit: max(0, limit - memory.used), hostLimit: memory.hostPlannable)
         let parameters = planner.parameters
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(

@@ -76,10 +76,13 @@ struct DeviceMemory {
     var used: Int
     /// Bytes that a plan may take beside those.
     var plannable: Int
+    /// Bytes of host memory that a plan may take beside a device's own; 0 where there is no other memory.
+    var hostPlannable = 0
 
     init(of backend: any Backend) {
         if let cuda = backend as? CUDABackend {
             (used, plannable) = (cuda.usedByteCount, cuda.plannableByteCount)
+            hostPlannable = Machine.plannableMemory
         } else {
             (used, plannable) = (ProcessMemory.residentByteCount, Machine.plannableMemory)
         }
