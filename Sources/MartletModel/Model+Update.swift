@@ -32,7 +32,8 @@ extension Model {
         settle()
         let pending = PendingUpdate(step, memory, backend)
         let away = Set(memory.layerParameters.prefix(pending.layerCount).joined())
-        step.apply(to: parameters.indices.filter { !away.contains($0) }.map { parameters[$0] }, on: backend)
+        let here = away.isEmpty ? parameters : parameters.indices.filter { !away.contains($0) }.map { parameters[$0] }
+        step.apply(to: here, on: backend)
         if pending.layerCount > 0 { self.pending = pending }
     }
 

@@ -62,11 +62,15 @@ extension CUDABackend {
             .float(settings.epsilon), .float(gradientScale),
         ]
         device.timed("adamW") {
-            let kinds = Dictionary(grouping: parameters) {
-                ($0.scales == nil ? "adamw" : "adamw_8bit") + ($0.master.rest == nil ? "" : "_split")
+            // The GPU waits for this list: no copies of what is large.
+            let kinds = ["adamw", "adamw_8bit", "adamw_split", "adamw_8bit_split"]
+            var lists = kinds.map { _ in [TensorTables.Entry]() }
+            for parameter in parameters {
+                let kind = (parameter.scales == nil ? 0 : 1) + (parameter.master.rest == nil ? 0 : 2)
+                lists[kind].append(TensorTables.Entry(parameter))
             }
-            for (entry, list) in kinds.sorted(by: { $0.key < $1.key }) {
-                launchChunks(entry, tables.table(of: list.map(TensorTables.Entry.init)), numbers)
+            for (entry, list) in zip(kinds, lists) where !list.isEmpty {
+                launchChunks(entry, tables.table(of: list), numbers)
             }
         }
     }
