@@ -18,6 +18,8 @@ package final class CUDABackend: Backend {
     let staging: Staging
     /// How experts are computed where nothing stands against it.
     let expertsPath: ExpertsPath
+    /// How attention is computed where it can be; else by the next.
+    let attentionPath: AttentionPath
     let tables: TensorTables
     let attentionTables: AttentionTables
 
@@ -38,13 +40,14 @@ package final class CUDABackend: Backend {
         blas = try BLAS(device)
         staging = try Staging(device)
         expertsPath = try CUDABackend.expertsPath(capability: device.capability)
+        attentionPath = try CUDABackend.attentionPath()
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
     }
 
     private func makeAttention() -> CuDNNAttention? {
-        guard computeDType == .bfloat16 else { return nil }
+        guard computeDType == .bfloat16, attentionPath == .cudnn else { return nil }
         do throws(MartletError) {
             return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
         } catch {
@@ -71,7 +74,7 @@ package final class CUDABackend: Backend {
         return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
-            + (cudnnAttention?.cudnn.version ?? "our own kernels")
+            + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))
     }
 
     /// Bytes of the GPU's memory in use, by this process or any other.

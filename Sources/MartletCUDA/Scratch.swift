@@ -54,6 +54,11 @@ extension CUDABackend {
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
                     drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
             },
+            {
+                guard self.device.capability == 90, self.computeDType == .bfloat16 else { return }
+                _ = ProjectionScratch(
+                    &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank)
+            },
             { self.reserveExperts(&$0, shapes) },
             { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },

@@ -1,3 +1,4 @@
+internal import Dispatch
 package import MartletCore
 
 /// Pinned host memory that copies go through: two halves in turns, so that filling one hides behind copying the other.
@@ -34,13 +35,14 @@ final class Staging {
         return (index, base + index * Staging.halfByteCount)
     }
 
-    /// Fills the device memory at `address`, `byteCount` bytes, a piece at a time by `fill(range of bytes, host memory)`.
+    /// Fills the device memory at `address`, `byteCount` bytes, a piece at a time by `fill(range of bytes, host memory)`,
+    /// which is called by several threads where there is much to do: one alone is slower than the way to the GPU.
     func send(_ byteCount: Int, to address: UInt, _ fill: (Range<Int>, UnsafeMutableRawPointer) -> Void) {
         for start in stride(from: 0, to: byteCount, by: Staging.halfByteCount) {
             guard device.failure == nil else { return }
             let range = start..<min(start + Staging.halfByteCount, byteCount)
             let half = take()
-            fill(range, half.memory)
+            inParallel(range) { fill($0, half.memory + ($0.lowerBound - range.lowerBound)) }
             device.check(
                 device.driver.copyToDevice(address + UInt(start), half.memory, range.count, device.stream),
                 "a copy of \(range.count) bytes to the GPU")
@@ -66,6 +68,18 @@ final class Staging {
             device.synchronize()
             (destination + start).copyMemory(from: half.memory, byteCount: count)
         }
+    }
+}
+
+/// Calls `body` with the parts of a range of bytes, each on a processor of its own.
+private func inParallel(_ range: Range<Int>, _ body: (Range<Int>) -> Void) {
+    let part = 256 << 10
+    guard range.count >= 2 * part else { return body(range) }
+    // The parts have nothing in common, which the compiler cannot know.
+    nonisolated(unsafe) let body = body
+    DispatchQueue.concurrentPerform(iterations: ceilDiv(range.count, part)) { i in
+        let start = range.lowerBound + i * part
+        body(start..<min(start + part, range.upperBound))
     }
 }
 

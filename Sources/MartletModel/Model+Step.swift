@@ -206,15 +206,18 @@ extension Model {
     /// Rows of each expert of each sparse layer.
     private func expertLoads(_ tiles: [Tile]) -> [[Int]] {
         let offset_LE1 = memory.offset_LE1, offsets = integers(offset_LE1)
-        let E = offset_LE1.shape[2] - 1
-        return (0..<offset_LE1.shape[0]).map { layer in
-            (0..<E).map { expert in
-                tiles.indices.reduce(0) { sum, tile in
-                    let i = (layer * offset_LE1.shape[1] + tile) * (E + 1) + expert
-                    return sum + Int(offsets[i + 1] - offsets[i])
+        let layers = offset_LE1.shape[0], room = offset_LE1.shape[1], E = offset_LE1.shape[2] - 1
+        // Plain loops: the GPU waits meanwhile.
+        var load_LE = [[Int]](repeating: [Int](repeating: 0, count: E), count: layers)
+        for layer in 0..<layers {
+            for tile in tiles.indices {
+                let start = (layer * room + tile) * (E + 1)
+                for expert in 0..<E {
+                    load_LE[layer][expert] += Int(offsets[start + expert + 1] - offsets[start + expert])
                 }
             }
         }
+        return load_LE
     }
 
     // MARK: Where things are

@@ -22,6 +22,9 @@ package final class Model {
     /// Distinguishes the dropout masks of steps; nil outside training.
     var dropoutStep: Int?
 
+    /// How the weights came into the backend's memory; nil where there is only room for a layer at a time, or no disk.
+    private(set) package var loading: Loading?
+
     package let configuration: ModelConfiguration
     /// Everything that is trained, in a fixed order.
     package var parameters: [Parameter] { memory.parameters }
@@ -55,7 +58,10 @@ package final class Model {
             uniqueKeysWithValues: memory.parameters.filter { $0.role == .whole }.map { ($0.weight, $0) })
         let a = memory.parameters.filter { $0.role == .a }, b = memory.parameters.filter { $0.role == .b }
         factors = Dictionary(uniqueKeysWithValues: zip(a, b).map { ($0.weight, (a: $0, b: $1)) })
+        let clock = ContinuousClock(), began = clock.now
         try readWeights()
+        try backend.finish()
+        if plan.keepsWeights { loading = Loading(byteCount: source.storedByteCount, duration: clock.now - began) }
         initializeAdapters()
     }
 
@@ -63,6 +69,9 @@ package final class Model {
         for (weight, tensor) in memory.outerWeights { try read(weight, into: tensor) }
         for parameter in wholes.values { try read(parameter.weight, into: parameter.value) }
         source.releasePages()
+        if plan.keepsWeights {
+            for index in 0..<configuration.layerCount { _ = try weights(of: index) }
+        }
         backend.zero(parameters.flatMap { $0.state.map(\.tensor) })
         let c = configuration, half = c.headSize / 2
         var cosine = [Float](), sine = [Float]()
@@ -221,5 +230,23 @@ package final class Model {
         guard lora.dropout > 0, let step = dropoutStep, let index = indices[weight] else { return nil }
         let words = Philox(seed: settings.seed).words(UInt64(step), index)
         return Dropout(probability: lora.dropout, key: UInt64(words.x) << 32 | UInt64(words.y))
+    }
+}
+
+/// A checkpoint read from disk, checked, and put where it is computed with.
+package struct Loading {
+    package let byteCount: Int
+    package let seconds: Double
+
+    /// nil where nothing was on a disk.
+    init?(byteCount: Int, duration: Duration) {
+        guard byteCount > 0 else { return nil }
+        self.byteCount = byteCount
+        seconds = Double(duration.components.seconds) + Double(duration.components.attoseconds) * 1e-18
+    }
+
+    /// "4.6 GiB in 1.2 s, 4.1 GB/s"
+    package var text: String {
+        "\(formatBytes(byteCount)) in \(fixed(seconds, 1)) s, \(fixed(Double(byteCount) / max(seconds, 1e-9) / 1e9, 1)) GB/s"
     }
 }

@@ -44,6 +44,8 @@ class Judge:
     plain: bool = True
     full: bool = False
     margin: float = 1e-3
+    router_margin: float = 1e-3  # the same of routers, before any weight is trained
+    trains: bool = False
 
     def load(self):
         kinds = dict(attn_implementation="eager" if self.plain else "sdpa")
@@ -55,7 +57,8 @@ class Judge:
         if wrong:
             sys.exit(f"{self.folder}: transformers reads the checkpoint differently: {wrong}")
         for module in self.routers(model).values():
-            module.register_forward_hook(lambda m, _, out: require_margin(out[0], m.top_k, self.margin))
+            module.register_forward_hook(lambda m, _, out: require_margin(
+                out[0], m.top_k, self.margin if self.trains else self.router_margin))
         return model.eval()
 
     @staticmethod
@@ -140,10 +143,9 @@ class Judge:
             sys.exit("greedy decoding with and without a cache differ in transformers")
         out["greedy.ids"] = ids.to(torch.int32)
 
-    @staticmethod
-    def train(model, parameters, inputs):
+    def train(self, model, parameters, inputs):
         """Losses before each of STEPS AdamW steps and after the last, [STEPS + 1]."""
-        optimizer, losses = torch.optim.AdamW(parameters, foreach=False, **OPTIMIZER), []
+        optimizer, losses, self.trains = torch.optim.AdamW(parameters, foreach=False, **OPTIMIZER), [], True
         for step in range(STEPS + 1):
             loss = model(**inputs, use_cache=False).loss
             losses.append(loss.item())
@@ -151,6 +153,7 @@ class Judge:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+        self.trains = False
         return torch.tensor(losses)
 
     def full_training(self, inputs, out):
@@ -180,7 +183,7 @@ class Judge:
 
     def make_adapter(self, folder):
         model = get_peft_model(self.load(), LoraConfig(
-            r=4, lora_alpha=8, target_modules=self.case.modules, target_parameters=self.case.parameters,
+            r=self.case.rank, lora_alpha=2 * self.case.rank, target_modules=self.case.modules, target_parameters=self.case.parameters,
             use_rslora=self.case.rslora, task_type="CAUSAL_LM"), autocast_adapter_dtype=False)
         generator = torch.Generator().manual_seed(self.case.seed + 1000)
         with torch.no_grad():

@@ -49,12 +49,14 @@ __device__ __forceinline__ void combine_row(const bf16* rows, const int* positio
 
 extern "C" __global__ void __launch_bounds__(256) combine(
     const bf16* rows_RH, const int* position_R, const float* weight_TK, bf16* y_TH) {
+    begin_kernel();
     combine_row<true>(rows_RH, position_R, weight_TK, y_TH);
 }
 
 extern "C" __global__ void __launch_bounds__(256) combine_backward(
     const bf16* rows_RH, const int* position_R, const float* partial, int partial_count, int row_total, bf16* dx_TH,
     float* dweight_TK) {
+    begin_kernel();
     combine_row<false>(rows_RH, position_R, nullptr, dx_TH);
     if (threadIdx.x >= TOP_K) return;
     const u64 flat = (u64)blockIdx.x * TOP_K + threadIdx.x;

@@ -51,6 +51,7 @@ struct Part {
 };
 
 extern "C" __global__ void __launch_bounds__(256) zero_all(const Entry* entries, const int* owner, int chunk) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     float* x = part.entry.value + part.start;
     const int whole = part.whole((u64)x);
@@ -60,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(256) zero_all(const Entry* entries,
 }
 
 extern "C" __global__ void __launch_bounds__(256) round_all(const Entry* entries, const int* owner, int chunk) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     const float* x = part.entry.value + part.start;
     bf16* y = (bf16*)part.entry.gradient + part.start;
@@ -87,6 +89,7 @@ __device__ __forceinline__ double block_sum(double x) {
 
 extern "C" __global__ void __launch_bounds__(256) square_partials(
     const Entry* entries, const int* owner, int chunk, double* partial) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     const float* x = part.entry.value + part.start;
     const int whole = part.whole((u64)x);
@@ -104,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(256) square_partials(
 
 extern "C" __global__ void __launch_bounds__(256) square_sums(
     const Entry* entries, int chunk, const double* partial, double* sums) {
+    begin_kernel();
     const Entry& entry = entries[blockIdx.x];
     const int chunks = (int)((entry.count + chunk - 1) / chunk);
     double sum = 0;
@@ -133,6 +137,7 @@ struct Step {
 extern "C" __global__ void __launch_bounds__(256) adamw(
     const Entry* entries, const int* owner, int chunk, float learning_rate, float beta1, float beta2, float size,
     float root, float epsilon, float gradient_scale) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     const Step step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale);
     float *p = part.entry.value + part.start, *m = part.entry.first_moment + part.start;
@@ -282,6 +287,7 @@ template <bool WHOLE> __device__ __forceinline__ void update_block(
 extern "C" __global__ void __launch_bounds__(256) adamw_8bit(
     const Entry* entries, const int* owner, int chunk, float learning_rate, float beta1, float beta2, float size,
     float root, float epsilon, float gradient_scale) {
+    begin_kernel();
     __shared__ Codes<true> with_sign;
     __shared__ Codes<false> without;
     with_sign.fill();

@@ -96,6 +96,8 @@ package struct Assembly {
         let used: Int
         /// Bytes that both may come to.
         let limit: Int
+        /// What a person should know of the way in which it is computed.
+        let remarks: [String]
         /// Why `device: auto` ended on the CPU, if it did.
         let deviceReason: String?
         /// What will be trained; without memory.
@@ -123,7 +125,8 @@ package struct Assembly {
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(
             checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
-            memory: planner.table(plan), used: memory.used, limit: limit, deviceReason: reason,
+            memory: planner.table(plan), used: memory.used, limit: limit, remarks: planner.remarks(on: plan),
+            deviceReason: reason,
             parameters: parameters,
             totalParameterCount: configuration.parameterCount + added)
     }
@@ -155,6 +158,7 @@ package struct Assembly {
             totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
+        parts.remarks = run.remarks
         let samples = try samples(run, model, text)
         parts.samples = { () throws(MartletError) in try samples.write() }
         return parts
@@ -173,6 +177,7 @@ package struct Assembly {
         if let experts = c.experts {
             rows.append(.init("experts", "\(experts.expertCount) a layer, \(experts.expertsPerToken) a token"))
         }
+        if let loading = model.loading { rows.append(.init("read from disk", loading.text)) }
         return rows + [
             .init("computes on", model.backend.name, note: deviceReason),
             .init("tile", "\(model.plan.tileTokens) tokens"),

@@ -43,15 +43,16 @@ public struct RunPlan: Sendable, CustomStringConvertible {
         stepsPerEpoch = run.data.training.stepsPerEpoch
         totalSteps = try Trainer.totalSteps(recipe, stepsPerEpoch: stepsPerEpoch)
         let layers = run.checkpoint.configuration.layerCount, plan = run.plan
-        choices = [
-            "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
-            plan.keptLayers == layers
-                ? "every layer keeps its activations: there is room"
-                : "for lack of room " + plan.note(layers: layers),
-            plan.keepsWeights
-                ? "all layers stay decoded in memory: there is room"
-                : "layers are decoded from the mapped files in each pass: all of them at once do not fit",
-        ]
+        choices =
+            [
+                "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
+                plan.keptLayers == layers
+                    ? "every layer keeps its activations: there is room"
+                    : "for lack of room " + plan.note(layers: layers),
+                plan.keepsWeights
+                    ? "all layers stay decoded in memory: there is room"
+                    : "layers are decoded from the mapped files in each pass: all of them at once do not fit",
+            ] + run.remarks
     }
 
     /// The result for people.

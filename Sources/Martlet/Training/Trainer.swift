@@ -98,7 +98,7 @@ final class Trainer {
         metrics = try MetricsLog(folder: recipe.outputDir, keepingThrough: state.step)
         board = try TensorBoardLog(folder: recipe.outputDir, continuingAfter: state.step)
         send(.started(overview(resumedFrom: start.checkpoint)))
-        for note in start.notes { self.note(note) }
+        for note in start.notes + parts.remarks { self.note(note) }
         try sampleBefore()
         send(.state(.training))
     }

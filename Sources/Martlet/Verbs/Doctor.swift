@@ -23,16 +23,21 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public var isSound: Bool { checks.allSatisfy(\.isSound) }
 
     /// Looks at the machine; `folder` is where a file is written to try the disk.
-    /// With `onlyGPU` nothing but the GPU.
+    /// With `onlyGPU` nothing but the GPU; with `ops` nothing but the arithmetic of these.
     public static func examine(
-        folder: String = ".", onlyGPU: Bool = false, progress: (Check) -> Void = { _ in }
-    ) -> Doctor {
+        folder: String = ".", onlyGPU: Bool = false, ops: [String] = [], progress: (Check) -> Void = { _ in }
+    ) throws(MartletError) -> Doctor {
         var doctor = Doctor(checks: [])
-        let general: [() -> Check] = [
-            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
-        ]
-        let gpuChecks: [() -> Check] =
-            hasGPU ? [gpu, gpuInBFloat16, gpuInAnyOrder, gpuInFloat32, gpuGradients] : [gpu]
+        let cases = try Parity.cases(of: ops)
+        let arithmetic = [{ products(cases) }, { threads(cases) }]
+        // Attention alone has sums that may go without an order.
+        let attention = cases.filter { $0.name.hasPrefix("attention") }
+        var onGPU = [{ gpuInBFloat16(cases) }, { gpuInFloat32(cases) }]
+        if !attention.isEmpty { onGPU.append { gpuInAnyOrder(attention) } }
+        var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
+        general += arithmetic + [fullGradients, adapterGradients]
+        var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients] : [])
+        if !ops.isEmpty { (general, gpuChecks) = (arithmetic, [gpu] + (hasGPU ? onGPU : [])) }
         for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
@@ -96,13 +101,16 @@ public struct Doctor: Sendable, CustomStringConvertible {
     // MARK: The arithmetic
 
     /// The library's matrix product against our own.
-    private static func products() -> Check {
-        parity("ops with the matrix product against our own", CPUBackend(), with: CPUBackend(usesBLAS: false))
+    private static func products(_ cases: [OpCase]) -> Check {
+        parity(
+            "ops with the matrix product against our own", CPUBackend(), with: CPUBackend(usesBLAS: false), cases: cases
+        )
     }
 
-    private static func threads() -> Check {
+    private static func threads(_ cases: [OpCase]) -> Check {
         parity(
-            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0)
+            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0,
+            cases: cases)
     }
 
     /// Every op, forward and backward, on a backend and on one to hold it against. Without a `tolerance` that of the
@@ -143,20 +151,20 @@ public struct Doctor: Sendable, CustomStringConvertible {
         }
     }
 
-    private static func gpuInBFloat16() -> Check {
-        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16)
+    private static func gpuInBFloat16(_ cases: [OpCase]) -> Check {
+        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16, cases)
     }
 
-    private static func gpuInAnyOrder() -> Check {
-        gpuCheck("attention on the GPU with 'deterministic: false'", .bfloat16, false, cases: Parity.attention)
+    private static func gpuInAnyOrder(_ cases: [OpCase]) -> Check {
+        gpuCheck("attention on the GPU with 'deterministic: false'", .bfloat16, cases, isDeterministic: false)
     }
 
-    private static func gpuInFloat32() -> Check {
-        gpuCheck("ops on the GPU in float32 against the CPU", .float32)
+    private static func gpuInFloat32(_ cases: [OpCase]) -> Check {
+        gpuCheck("ops on the GPU in float32 against the CPU", .float32, cases)
     }
 
     private static func gpuCheck(
-        _ name: String, _ dtype: DType, _ isDeterministic: Bool = true, cases: [OpCase] = Parity.cases
+        _ name: String, _ dtype: DType, _ cases: [OpCase], isDeterministic: Bool = true
     ) -> Check {
         do throws(MartletError) {
             let backend = try CUDABackend(computeDType: dtype, isDeterministic: isDeterministic)

@@ -111,24 +111,43 @@ struct DoctorCommand: ParsableCommand {
 
             With --kernels, compiles every GPU kernel for every GPU architecture instead, and keeps what it compiled \
             (MARTLET_CACHE). That needs NVRTC and no GPU; MARTLET_CUDA_PATH names folders to find NVRTC in.
+
+            With --goldens, holds whole models on --device against what transformers and PEFT computed with them \
+            (tools/goldens/model.py): logits, losses, gradients, five steps.
+
+              martlet doctor --gpu --only experts --only attention
+              martlet doctor --goldens Tests/ModelTests/ModelGoldens --device cuda-fp32
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
     @Flag(help: "Examine the GPU only.") var gpu = false
+    @Option(help: "Examine the arithmetic of this op only. May be repeated.") var only: [String] = []
     @Flag(help: "Compile every GPU kernel instead; needs no GPU.") var kernels = false
+    @Option(help: "Compare with the goldens in this folder instead.") var goldens: String?
+    @OptionGroup var compute: ComputeOptions
     @Flag(help: "Print one JSON object.") var json = false
 
     func validate() throws {
+        if goldens != nil, gpu || kernels || !only.isEmpty {
+            throw ValidationError("--goldens excludes --gpu, --kernels and --only")
+        }
+        if goldens == nil, compute.value != Compute() {
+            throw ValidationError("--device and --threads have no effect without --goldens")
+        }
         if gpu && kernels { throw ValidationError("--gpu and --kernels exclude each other") }
+        if kernels && !only.isEmpty { throw ValidationError("--only has no effect with --kernels") }
     }
 
     func run() throws {
         let report = { (check: Doctor.Check) in if !json { Terminal.say(check.description) } }
-        let doctor =
-            kernels
-            ? try Doctor.examineKernels(progress: report)
-            : Doctor.examine(folder: folder, onlyGPU: gpu, progress: report)
+        let doctor = try examine(report)
         if json { Terminal.say(doctor.json) }
         if !doctor.isSound { throw ExitCode(1) }
+    }
+
+    private func examine(_ report: (Doctor.Check) -> Void) throws -> Doctor {
+        if let goldens { return try Doctor.examine(goldens: goldens, compute: compute.value, progress: report) }
+        if kernels { return try Doctor.examineKernels(progress: report) }
+        return try Doctor.examine(folder: folder, onlyGPU: gpu, ops: only, progress: report)
     }
 }

@@ -159,11 +159,16 @@ final class Device {
                     case .long(let value): place.storeBytes(of: value, as: Int.self)
                     case .float(let value): place.storeBytes(of: value, as: Float.self)
                     case .map(let map): place.storeBytes(of: map.words, as: SIMD16<UInt64>.self)
+                    case .block(let words): place.storeBytes(of: words, as: SIMD16<UInt64>.self)
                     }
                 }
-                let result = driver.launchKernel(
-                    kernel.function, UInt32(grid.x), UInt32(grid.y), UInt32(grid.z), UInt32(block), 1, 1,
-                    UInt32(kernel.sharedBytes), stream, pointers.baseAddress, nil)
+                let result = withUnsafePointer(to: LaunchAttribute.beginsEarly) { attribute in
+                    var configuration = LaunchConfiguration(
+                        grid: (UInt32(grid.x), UInt32(grid.y), UInt32(grid.z)), block: (UInt32(block), 1, 1),
+                        sharedBytes: UInt32(kernel.sharedBytes), stream: stream, attributes: attribute,
+                        attributeCount: architecture.overlapsKernels ? 1 : 0)
+                    return driver.launchKernel(&configuration, kernel.function, pointers.baseAddress, nil)
+                }
                 check(result, "a launch of \(grid.x) x \(grid.y) x \(grid.z) blocks of \(block) threads")
             }
         }

@@ -34,10 +34,10 @@ struct Driver: Sendable {
     let moduleLoadData: @convention(c) (UnsafeMutablePointer<Pointer>, UnsafeRawPointer) -> Result
     let moduleGetFunction: @convention(c) (UnsafeMutablePointer<Pointer>, Pointer, UnsafePointer<CChar>) -> Result
     let functionSetAttribute: @convention(c) (Pointer, Int32, Int32) -> Result
+    /// `LaunchConfiguration`, function, arguments, extra
     let launchKernel:
         @convention(c) (
-            Pointer, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, Pointer,
-            UnsafeMutablePointer<UnsafeMutableRawPointer?>?, UnsafeMutableRawPointer?
+            UnsafeRawPointer, Pointer, UnsafeMutablePointer<UnsafeMutableRawPointer?>?, UnsafeMutableRawPointer?
         ) -> Result
     /// map, dtype, rank, address, sizes, strides, box, element strides, interleave, swizzle, L2 promotion, fill
     let tensorMapEncodeTiled:
@@ -82,7 +82,7 @@ struct Driver: Sendable {
         moduleLoadData = try library.symbol("cuModuleLoadData")
         moduleGetFunction = try library.symbol("cuModuleGetFunction")
         functionSetAttribute = try library.symbol("cuFuncSetAttribute")
-        launchKernel = try library.symbol("cuLaunchKernel")
+        launchKernel = try library.symbol("cuLaunchKernelEx")
         tensorMapEncodeTiled = try? library.symbol("cuTensorMapEncodeTiled")
         getErrorName = try library.symbol("cuGetErrorName")
         getErrorString = try library.symbol("cuGetErrorString")

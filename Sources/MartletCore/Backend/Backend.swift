@@ -25,6 +25,8 @@ package protocol Backend: AnyObject {
     func makeArena(byteCount: Int) throws(MartletError) -> Arena
     /// Carves the scratch memory that ops of these shapes need; called once, before the first op.
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
+    /// What a person should know of the way in which such shapes are computed: that it is a slow one, and why.
+    func remarks(on shapes: ScratchShapes) -> [String]
     /// Copies `source` (elements of `dtype`, on the host) into `destination`, converting to its dtype.
     func upload(_ source: UnsafeRawBufferPointer, as dtype: DType, into destination: Tensor)
     /// Copies `source` to the host, in its own dtype, once everything before is done.
@@ -60,6 +62,13 @@ package protocol Backend: AnyObject {
     /// dx (+)= dy W + ...; dA, dB, dW, db accumulate where the layer has them. `dx_TI` nil: not wanted.
     func linearBackward(
         _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool)
+    /// y = residual + linear(x).
+    func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, residual_TO: Tensor)
+    /// Each y = linear(x) of its layer: layers that share their input.
+    func linear(_ x_TI: Tensor, _ layers: [Linear], firstRow: Int, into y_TO: [Tensor])
+    /// dx = the sum of what each layer's `linearBackward` gives.
+    func linearBackward(
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor)
 
     // MARK: Attention
 
@@ -128,8 +137,29 @@ package protocol Backend: AnyObject {
 }
 
 extension Backend {
+    package func remarks(on shapes: ScratchShapes) -> [String] { [] }
+
     package func zero(_ tensors: [Tensor]) {
         for tensor in tensors { zero(tensor) }
+    }
+
+    package func linear(
+        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, residual_TO: Tensor
+    ) {
+        set(y_TO, to: residual_TO)
+        linear(x_TI, layer, firstRow: firstRow, into: y_TO, adds: true)
+    }
+
+    package func linear(_ x_TI: Tensor, _ layers: [Linear], firstRow: Int, into y_TO: [Tensor]) {
+        for (layer, y_TO) in zip(layers, y_TO) { linear(x_TI, layer, firstRow: firstRow, into: y_TO, adds: false) }
+    }
+
+    package func linearBackward(
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor
+    ) {
+        for (s, layer) in layers.enumerated() {
+            linearBackward(x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0)
+        }
     }
 
     package func sumOfSquares(_ x_N: Tensor) -> Double { sumsOfSquares(of: [x_N])[0] }

@@ -63,6 +63,44 @@ extension OpCase {
         }
     }
 
+    /// Layers that share an input, of which those numbered in `adapted` have adapters; the first of them also with a residual.
+    package static func sharedLinear(
+        seed: UInt64, t: Int, i: Int, outputs: [Int], rank: Int, adapted: Set<Int>
+    ) -> OpCase {
+        var inputs = ["x": t * i, "residual": t * (outputs.first ?? 0)]
+        var sizes = ["T": t, "I": i, "O": outputs.max() ?? 0, "A": rank]
+        for (s, o) in outputs.enumerated() {
+            sizes["O\(s)"] = o
+            inputs.merge(["weight\(s)": o * i, "dy\(s)": t * o]) { $1 }
+            guard adapted.contains(s) else { continue }
+            inputs.merge(["\(s)a": rank * i, "\(s)b": o * rank, "d\(s)a.start": rank * i, "d\(s)b.start": o * rank]) {
+                $1
+            }
+        }
+        return OpCase(
+            "linear of \(outputs.count) T\(t) I\(i) O\(outputs) A\(rank) adapted \(adapted.sorted())", seed: seed,
+            sizes: sizes, scalars: ["scale": 0.7], inputs: inputs
+        ) { c, bench in
+            let x = c.tensor("x", [t, i], in: bench), dx = bench.output([t, i])
+            let y = outputs.map { bench.output([t, $0]) }
+            let dy = outputs.indices.map { c.tensor("dy\($0)", [t, outputs[$0]], in: bench) }
+            let layers = outputs.indices.map { s in
+                Linear(
+                    weight_OI: c.tensor("weight\(s)", [outputs[s], i], in: bench),
+                    adapter: c.adapter("\(s)", [rank, i], [outputs[s], rank], in: bench))
+            }
+            let residual = c.tensor("residual", y[0].shape, in: bench), sum = bench.output(y[0].shape)
+            bench.backend.linear(x, layers, firstRow: 0, into: y)
+            bench.backend.linearBackward(x, layers, firstRow: 0, dy, into: dx)
+            bench.backend.linear(x, layers[0], firstRow: 0, into: sum, residual_TO: residual)
+            var results: [String: Tensor?] = ["dx": dx, "sum": sum]
+            for s in outputs.indices {
+                results.merge(["y\(s)": y[s], "d\(s)a": layers[s].adapter?.da, "d\(s)b": layers[s].adapter?.db]) { $1 }
+            }
+            return bench.values(results)
+        }
+    }
+
     package static func rotate(seed: UInt64, t: Int, n: Int, d: Int, hasNorm: Bool) -> OpCase {
         let positions = (0..<t).map { Int32(($0 * 5) % (t + 3)) }, half = d / 2
         var inputs = ["x": t * n * d, "dy": t * n * d, "cosine": (t + 3) * half, "sine": (t + 3) * half]

@@ -2,6 +2,17 @@ extension Parity {
     /// Every op: sizes that divide nothing, sizes that vector units and tensor cores like, one row, and none at all.
     package static let cases: [OpCase] = plain + projections + attention + routed
 
+    /// The cases of some ops, of all if none is named.
+    package static func cases(of ops: [String]) throws(MartletError) -> [OpCase] {
+        let known = Set(cases.map(\.op)).sorted()
+        if let name = ops.first(where: { !known.contains($0) }) {
+            throw MartletError(
+                "there is no op '\(name)'", in: "--only", because: "the ops are \(known.joined(separator: ", "))",
+                fix: closestMatch(to: name, among: known).map { "did you mean '\($0)'?" } ?? "name one of them")
+        }
+        return ops.isEmpty ? cases : cases.filter { ops.contains($0.op) }
+    }
+
     private static let plain: [OpCase] = [
         .elementwise(seed: 1, n: 1), .elementwise(seed: 2, n: 257), .elementwise(seed: 3, n: 70_001),
         .embedding(seed: 1, t: 33, v: 7, h: 257), .embedding(seed: 2, t: 0, v: 3, h: 8),
@@ -27,6 +38,12 @@ extension Parity {
         .linear(seed: 6, t: 257, i: 256, o: 384, rank: 16), .linear(seed: 7, t: 257, i: 256, o: 128, adds: true),
         .linear(
             seed: 8, t: 128, i: 128, o: 256, rank: 8, dropout: 0.1, adds: true, trainsWeight: true, firstRow: 4096),
+        .linear(seed: 9, t: 33, i: 72, o: 200, rank: 16, adds: true),
+        .linear(seed: 10, t: 257, i: 136, o: 64, rank: 64),
+        .sharedLinear(seed: 1, t: 257, i: 128, outputs: [256, 64, 72], rank: 16, adapted: [0, 1, 2]),
+        .sharedLinear(seed: 2, t: 65, i: 200, outputs: [136, 64], rank: 32, adapted: [1]),
+        .sharedLinear(seed: 3, t: 7, i: 33, outputs: [5, 9, 3], rank: 3, adapted: [0, 2]),
+        .sharedLinear(seed: 4, t: 0, i: 64, outputs: [64, 8], rank: 16, adapted: [0]),
     ]
 
     /// A sequence that began in an earlier tile, a short one and a whole one.
@@ -47,7 +64,7 @@ extension Parity {
     ]
 
     /// Forward and backward, with earlier keys and without; of those more than a call may take.
-    package static let attention: [OpCase] = [
+    private static let attention: [OpCase] = [
         .attention(seed: 1, t: 1, u: 1, q: 1, g: 1, d: 2, spans: Array(spans(1, before: 0, 0).prefix(1))),
         .attention(seed: 2, t: 0, u: 0, q: 2, g: 1, d: 64, spans: []),
         .attention(seed: 3, t: 41, u: 74, q: 6, g: 2, d: 10, spans: spans(7, before: 33, 33)),
@@ -78,5 +95,7 @@ extension Parity {
         .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16),
         .experts(seed: 9, t: 1, h: 128, f: 64, e: 8, k: 2, rank: 32),
         .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together),
+        .experts(seed: 11, t: 257, h: 128, f: 64, e: 8, k: 2, rank: 5),
+        .experts(seed: 12, t: 65, h: 72, f: 40, e: 6, k: 3, rank: 24),
     ]
 }

@@ -3,7 +3,7 @@ internal import MartletCore
 // Grouped-query attention with QK-norm and RoPE.
 // T rows of the tile, U rows of the key/value buffer, H hidden, Q query heads, G key/value heads, D head size.
 //
-//     q, k, v = x Wq, x Wk, x Wv;   q, k = rope(norm(q)), rope(norm(k));   y += attention(q, k, v) Wo
+//     q, k, v = x Wq, x Wk, x Wv;   q, k = rope(norm(q)), rope(norm(k));   y = residual + attention(q, k, v) Wo
 
 /// What a tile of the attention leaves for its backward pass.
 struct AttentionSaved {
@@ -38,9 +38,9 @@ struct Attention {
     func keysAndValues(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, into rows: KeyValueRows, saving saved: AttentionSaved
     ) {
-        backend.linear(x_TH, weights.key, firstRow: tile.firstRow, into: saved.key_TGD.flattened, adds: false)
         backend.linear(
-            x_TH, weights.value, firstRow: tile.firstRow, into: rows.value_UGD.rows(tile.rows).flattened, adds: false)
+            x_TH, [weights.key, weights.value], firstRow: tile.firstRow,
+            into: [saved.key_TGD.flattened, rows.value_UGD.rows(tile.rows).flattened])
         rotateKeys(weights, tile, into: rows, from: saved)
     }
 
@@ -49,12 +49,29 @@ struct Attention {
             saved.key_TGD, weights.keyNorm, rope, tile.positions_T, into: rows.key_UGD.rows(tile.rows))
     }
 
+    /// Queries, and with them keys and values unless `rows` has them.
+    private func project(
+        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, into rows: KeyValueRows, saving saved: AttentionSaved,
+        hasKeys: Bool
+    ) {
+        let query_TO = saved.query_TQD.flattened
+        guard !hasKeys else {
+            return backend.linear(x_TH, weights.query, firstRow: tile.firstRow, into: query_TO, adds: false)
+        }
+        backend.linear(
+            x_TH, [weights.query, weights.key, weights.value], firstRow: tile.firstRow,
+            into: [query_TO, saved.key_TGD.flattened, rows.value_UGD.rows(tile.rows).flattened])
+        rotateKeys(weights, tile, into: rows, from: saved)
+    }
+
+    /// y = residual + attention(x). `hasKeys`: `rows` holds the tile's keys and values; `hasOutput`: `saved` what attention
+    /// makes of them.
     func forward(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
-        adding y_TH: Tensor, saving saved: AttentionSaved, hasOutput: Bool
+        residual_TH: Tensor, into y_TH: Tensor, saving saved: AttentionSaved, hasKeys: Bool, hasOutput: Bool
     ) {
         let rotated_TQD = workspace.query_TQD.rows(0..<tile.count)
-        backend.linear(x_TH, weights.query, firstRow: tile.firstRow, into: saved.query_TQD.flattened, adds: false)
+        project(x_TH, weights, tile, into: rows, saving: saved, hasKeys: hasKeys)
         if !hasOutput {
             backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
             backend.attention(
@@ -62,7 +79,8 @@ struct Attention {
                 into: saved.output.output_TQD, logSumExp_TQ: saved.output.logSumExp_TQ)
         }
         backend.linear(
-            saved.output.output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH, adds: true)
+            saved.output.output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH,
+            residual_TO: residual_TH)
     }
 
     /// Tiles come in reverse order, so the gradients of this tile's keys and values are complete once its own queries
@@ -89,11 +107,9 @@ struct Attention {
             saved.query_TQD, weights.queryNorm, rope, tile.positions_T, dquery_TQD, into: rotated_TQD)
         backend.rotateBackward(
             saved.key_TGD, weights.keyNorm, rope, tile.positions_T, gradients.key_UGD.rows(tile.rows), into: dkey_TGD)
-        backend.linearBackward(x_TH, weights.query, firstRow: first, rotated_TQD.flattened, into: dx_TH, adds: false)
-        backend.linearBackward(x_TH, weights.key, firstRow: first, dkey_TGD.flattened, into: dx_TH, adds: true)
         backend.linearBackward(
-            x_TH, weights.value, firstRow: first, gradients.value_UGD.rows(tile.rows).flattened, into: dx_TH, adds: true
-        )
+            x_TH, [weights.query, weights.key, weights.value], firstRow: first,
+            [rotated_TQD.flattened, dkey_TGD.flattened, gradients.value_UGD.rows(tile.rows).flattened], into: dx_TH)
     }
 }
 

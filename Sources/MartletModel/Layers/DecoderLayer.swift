@@ -39,11 +39,9 @@ struct DecoderLayer {
     ) {
         let normed_TH = workspace.normed_TH.rows(0..<tile.count), weights = weights.keeping(saved.low)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: epsilon, into: normed_TH)
-        if !hasKeys { attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved.attention) }
-        backend.set(saved.middle_TH, to: x_TH)
         attention.forward(
-            normed_TH, weights, tile, rows, workspace, adding: saved.middle_TH, saving: saved.attention,
-            hasOutput: hasOutput)
+            normed_TH, weights, tile, rows, workspace, residual_TH: x_TH, into: saved.middle_TH,
+            saving: saved.attention, hasKeys: hasKeys, hasOutput: hasOutput)
 
         backend.rmsNorm(saved.middle_TH, weights.postAttentionNorm.weight_H, epsilon: epsilon, into: normed_TH)
         if let y_TH { backend.set(y_TH, to: saved.middle_TH) }

@@ -24,8 +24,7 @@ struct FeedForward {
         let first = tile.firstRow
         switch (weights.feedForward, saved) {
         case (.dense(let gate, let up, let down), .dense(let gate_TF, let up_TF)):
-            backend.linear(x_TH, gate, firstRow: first, into: gate_TF, adds: false)
-            backend.linear(x_TH, up, firstRow: first, into: up_TF, adds: false)
+            backend.linear(x_TH, [gate, up], firstRow: first, into: [gate_TF, up_TF])
             guard let y_TH else { return }
             let activated_TF = workspace.inner_TF.rows(0..<tile.count)
             backend.swiGLU(gate_TF, up_TF, into: activated_TF)
@@ -52,8 +51,7 @@ struct FeedForward {
             backend.swiGLU(gate_TF, up_TF, into: activated_TF)
             backend.linearBackward(activated_TF, down, firstRow: first, dy_TH, into: dactivated_TF, adds: false)
             backend.swiGLUBackward(gate_TF, up_TF, dactivated_TF, into: gate_TF, up_TF)
-            backend.linearBackward(x_TH, up, firstRow: first, up_TF, into: dx_TH, adds: false)
-            backend.linearBackward(x_TH, gate, firstRow: first, gate_TF, into: dx_TH, adds: true)
+            backend.linearBackward(x_TH, [up, gate], firstRow: first, [up_TF, gate_TF], into: dx_TH)
         case (.sparse(let router, let experts), .sparse(let routing, let gateUp_RF)):
             let logits_TE = workspace.logits_TE.rows(0..<tile.count)
             let dweight_TK = workspace.dweight_TK.rows(0..<tile.count)

@@ -105,6 +105,16 @@ package struct Planner {
         return MemoryPlan(rows: rows)
     }
 
+    /// What a person should know of the way in which a plan is computed.
+    package func remarks(on plan: ExecutionPlan) -> [String] {
+        var shapes = configuration.scratchShapes(plan, settings)
+        // Remarks are on experts: other projections' adapters do not bear on them.
+        if settings.adapter?.targets.isDisjoint(with: [.expertsGateUp, .expertsDown]) ?? true {
+            (shapes.rank, shapes.dropsOut) = (0, false)
+        }
+        return backend.remarks(on: shapes)
+    }
+
     /// What will be trained, without memory behind it.
     package var parameters: [Parameter] {
         Trainables(configuration, settings, in: .measuring(), backend.computeDType).parameters
