@@ -22,12 +22,15 @@ package final class CUDABackend: Backend {
     let attentionPath: AttentionPath
     let tables: TensorTables
     let attentionTables: AttentionTables
+    let sideCopies: SideCopies
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = makeAttention()
     private var missingAttention: MartletError?
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
+    /// What that was planned with.
+    var room = ScratchRoom.usual
 
     /// `computeDType` is bfloat16, or float32 for checking.
     package init(
@@ -44,6 +47,7 @@ package final class CUDABackend: Backend {
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
+        sideCopies = try SideCopies(device)
     }
 
     private func makeAttention() -> CuDNNAttention? {
@@ -91,6 +95,7 @@ package final class CUDABackend: Backend {
     package func finish() throws(MartletError) {
         cudnnAttention?.plans.finish()
         device.synchronize()
+        sideCopies.synchronize()
         if let failure = device.takeFailure() { throw failure }
     }
 }

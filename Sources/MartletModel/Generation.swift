@@ -19,8 +19,8 @@ package final class Generation {
                 because: "\(count + tokens.count) tokens were to go into \(model.plan.stepTokens) rows",
                 fix: "ask for fewer tokens, shorten the prompt, or raise --context")
         }
+        model.settle()
         var logits: [Float] = []
-        model.refreshWorkingValues()
         for start in stride(from: 0, to: tokens.count, by: model.plan.tileTokens) {
             let chunk = Array(tokens[start..<min(start + model.plan.tileTokens, tokens.count)])
             logits = try feed(chunk: chunk, isLast: start + chunk.count == tokens.count)

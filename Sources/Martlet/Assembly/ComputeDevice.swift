@@ -37,10 +37,17 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
             do throws(MartletError) {
                 return (try CUDABackend(isDeterministic: isDeterministic), nil)
             } catch {
+                // Who names a way on the GPU does not want the CPU.
+                if error.isInEnvironment { throw error }
                 return (CPUBackend(threads: threads), "no GPU: \(error.problem)")
             }
         }
     }
+}
+
+extension MartletError {
+    /// Whether it lies in a variable of ours.
+    var isInEnvironment: Bool { location?.hasPrefix("MARTLET_") ?? false }
 }
 
 /// Where and with how much of the machine to compute.
@@ -69,10 +76,13 @@ struct DeviceMemory {
     var used: Int
     /// Bytes that a plan may take beside those.
     var plannable: Int
+    /// Bytes of host memory that a plan may take beside a device's own; 0 where there is no other memory.
+    var hostPlannable = 0
 
     init(of backend: any Backend) {
         if let cuda = backend as? CUDABackend {
             (used, plannable) = (cuda.usedByteCount, cuda.plannableByteCount)
+            hostPlannable = Machine.plannableMemory
         } else {
             (used, plannable) = (ProcessMemory.residentByteCount, Machine.plannableMemory)
         }

@@ -31,7 +31,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
         let cases = try Parity.cases(of: ops)
         let arithmetic = [{ products(cases) }, { threads(cases) }]
         // Attention alone has sums that may go without an order.
-        let attention = cases.filter { $0.name.hasPrefix("attention") }
+        let attention = cases.filter { $0.op == "attention" }
         var onGPU = [{ gpuInBFloat16(cases) }, { gpuInFloat32(cases) }]
         if !attention.isEmpty { onGPU.append { gpuInAnyOrder(attention) } }
         var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
@@ -121,7 +121,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
     ) -> Check {
         examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
             let results = try Parity.compare(backend, with: reference, tolerance: tolerance, cases: cases)
-            let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
+            let wrong = results.filter { !$0.isSound }, worst = results.max { $0.error < $1.error }
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
             guard wrong.isEmpty else {
                 return (
@@ -129,7 +129,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
                     "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
                 )
             }
-            return (true, "\(all), \(shortest(most)) apart at most")
+            let place = worst.map { $0.error > 0 ? " (\($0.op), \($0.result))" : "" } ?? ""
+            return (true, "\(all), \(shortest(worst?.error ?? 0)) apart at most" + place)
         }
     }
 
@@ -144,6 +145,9 @@ public struct Doctor: Sendable, CustomStringConvertible {
             return Check(
                 name: "GPU", isSound: true, detail: backend.description, advice: cudnnAdvice(backend.attentionRefusal))
         } catch {
+            if error.isInEnvironment {
+                return Check(name: "GPU", isSound: false, detail: "\(error)", advice: error.remedy)
+            }
             return Check(
                 name: "GPU", isSound: true,
                 detail: "none that Martlet can use: \(error.problem); training runs on the CPU",

@@ -34,9 +34,16 @@ final class CuDNNAttention {
 
     // MARK: Memory
 
-    /// As far as a 32nd of the GPU's memory allows, or an eighth where memory is to spare.
+    /// As far as a 32nd of the GPU's memory allows; an eighth where memory is to spare, as little as may be where it is scant.
     private func limits(_ shapes: ScratchShapes) -> CuDNNLimits? {
-        CuDNNLimits(shapes, isOrdered: isDeterministic, limit: device.totalByteCount / (shapes.isRoomy ? 8 : 32))
+        let usual = device.totalByteCount / 32
+        let limits =
+            switch shapes.room {
+            case .scant: [usual / 16, usual / 8, usual / 4, usual / 2, usual]
+            case .usual: [usual]
+            case .ample: [4 * usual]
+            }
+        return limits.lazy.compactMap { CuDNNLimits(shapes, isOrdered: self.isDeterministic, limit: $0) }.first
     }
 
     /// Lays out what a backward pass takes, for the largest shapes.

@@ -43,6 +43,9 @@ final class Device {
         var device: Int32 = 0, context: Driver.Pointer = nil, stream: Driver.Pointer = nil
         var results = [driver.deviceGet(&device, Int32(index)), driver.primaryContextRetain(&context, device)]
         results.append(driver.contextSetCurrent(context))
+        // No kernel calls itself, so a smaller stack than 1 KiB a thread will do: 198 MiB less on an H200.
+        let stackSize: Int32 = 0
+        _ = driver.contextSetLimit(stackSize, 256)
         let nonBlocking: UInt32 = 1
         results.append(driver.streamCreate(&stream, nonBlocking))
         if let bad = results.first(where: { $0 != 0 }) {

@@ -29,6 +29,8 @@ extension Parity {
         .adamW(seed: 1, n: 1, step: 1), .adamW(seed: 2, n: 257, step: 2), .adamW(seed: 3, n: 70_001, step: 1000),
         .adamW8Bit(seed: 1, n: 1, step: 1), .adamW8Bit(seed: 2, n: 513, step: 2),
         .adamW8Bit(seed: 3, n: 70_001, step: 1000),
+        .adamW(seed: 4, n: 257, step: 2, inHalves: true), .adamW(seed: 5, n: 70_001, step: 3, inHalves: true),
+        .adamW8Bit(seed: 4, n: 513, step: 2, inHalves: true), .adamW8Bit(seed: 5, n: 70_001, step: 3, inHalves: true),
     ]
 
     private static let projections: [OpCase] = [
