@@ -152,6 +152,7 @@ import Testing
             (sparse, { $0.maxLength = 257 }, "max_length is more than the model can take"),
             (sparse, { $0.columns = ["txt": "a"] }, "no format has a column 'txt'"),
             (sparse, { $0.memoryLimit = 1000 }, "a step of"),
+            (sparse, { ($0.deterministic, $0.device) = (false, .cpu) }, "'deterministic: false' has no effect"),
         ]
         for (tiny, change, problem) in cases {
             let error = try #require(errorOf { try tiny.run(tiny.recipe("x", change)) })

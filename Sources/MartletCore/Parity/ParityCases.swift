@@ -66,7 +66,7 @@ extension Parity {
     ]
 
     /// Forward and backward, with earlier keys and without; of those more than a call may take.
-    package static let attention: [OpCase] = [
+    private static let attention: [OpCase] = [
         .attention(seed: 1, t: 1, u: 1, q: 1, g: 1, d: 2, spans: Array(spans(1, before: 0, 0).prefix(1))),
         .attention(seed: 2, t: 0, u: 0, q: 2, g: 1, d: 64, spans: []),
         .attention(seed: 3, t: 41, u: 74, q: 6, g: 2, d: 10, spans: spans(7, before: 33, 33)),

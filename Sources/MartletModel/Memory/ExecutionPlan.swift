@@ -41,8 +41,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     /// What `layers` layers keep.
     package func note(layers: Int) -> String {
         let outputs = min(keptOutputs, layers) - keptLayers
-        let everything = keepsEverything ? " and what norms and rotations give" : ""
-        return "\(keptLayers) of \(layers) layers keep activations\(everything), "
-            + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
+        let kept = "\(keptLayers) of \(layers) layers keep activations"
+        if keptLayers == layers { return kept + (keepsEverything ? " and what norms and rotations give" : "") }
+        return kept + (outputs > 0 ? ", \(outputs) attention's output only" : "") + ", others recompute what they need"
     }
 }
