@@ -247,14 +247,6 @@ __device__ __forceinline__ void store_rows(
     const int row = lane / 8, column = lane % 8 * 8;
     const u64 at = (u64)row * stride + column;
     const int last = column < limit ? min(count, 16) : 0;
-    // On the way together, before anything is waited for.
-    Vector old[4] = {};
-    if (residual) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (row + 4 * i < last) old[i] = load128_once(residual + at + (u64)(4 * i) * stride);
-        }
-    }
     const u32 corner = staging + lane % 16 * staging_pitch + lane / 16 * 16;
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
@@ -262,12 +254,24 @@ __device__ __forceinline__ void store_rows(
         store_matrices(corner + j * 16, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
     }
     __syncwarp();
+    // The residual's rows are on the way together, as many as there are registers for, before any is waited for.
+    constexpr int at_once = TILE == 128 ? 4 : 2;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        if (row + 4 * i >= last) continue;
-        Vector v = load_shared128(staging + (row + 4 * i) * staging_pitch + column * 2);
-        if (residual) v = {sum(v.x, old[i].x), sum(v.y, old[i].y), sum(v.z, old[i].z), sum(v.w, old[i].w)};
-        store128(to + at + (u64)(4 * i) * stride, v);
+    for (int i = 0; i < 4; i += at_once) {
+        Vector old[at_once] = {};
+#pragma unroll
+        for (int k = 0; k < at_once; ++k) {
+            const int r = 4 * (i + k);
+            if (residual && row + r < last) old[k] = load128_once(residual + at + (u64)r * stride);
+        }
+#pragma unroll
+        for (int k = 0; k < at_once; ++k) {
+            const int r = 4 * (i + k);
+            if (row + r >= last) continue;
+            Vector v = load_shared128(staging + (row + r) * staging_pitch + column * 2);
+            if (residual) v = {sum(v.x, old[k].x), sum(v.y, old[k].y), sum(v.z, old[k].z), sum(v.w, old[k].w)};
+            store128(to + at + (u64)r * stride, v);
+        }
     }
     __syncwarp();
 }
