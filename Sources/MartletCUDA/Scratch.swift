@@ -34,7 +34,7 @@ struct Scratch {
 extension CUDABackend {
     package func reserveScratch(for shapes: ScratchShapes, in arena: Arena) {
         let memory = arena.carve([scratchByteCount(for: shapes)], .uint8, for: .workspace)
-        if !arena.isMeasuring { scratchMemory = memory }
+        if !arena.isMeasuring { (scratchMemory, room) = (memory, shapes.room) }
         blas.reserveWorkspace(in: arena)
         tables.reserve(in: arena)
         attentionTables.reserve(tokens: shapes.tokens, in: arena)
@@ -65,7 +65,10 @@ extension CUDABackend {
             { self.cudnnAttention?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
             { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
-            { _ = CrossEntropyScratch(&$0, rows: s.tokens, vocabulary: s.vocabulary, self.computeDType) },
+            {
+                _ = CrossEntropyScratch(
+                    &$0, rows: s.tokens, vocabulary: s.vocabulary, room: s.room, self.computeDType)
+            },
         ]
         return layouts.reduce(1 << 20) { most, layout in
             var scratch = Scratch.measuring()

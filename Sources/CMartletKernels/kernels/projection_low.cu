@@ -86,6 +86,7 @@ __device__ __forceinline__ void multiply(float (&d)[row_tiles][all_groups][4], u
 extern "C" __global__ void __launch_bounds__(256) projection_low(
     const bf16* source0, const bf16* source1, const bf16* source2, const bf16* matrix0, const bf16* matrix1,
     const bf16* matrix2, bf16* out0, bf16* out1, bf16* out2, int width0, int width1, int width2, int rows, float scale) {
+    begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const int job = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const Operands operands = {

@@ -315,6 +315,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) projection(
     const __grid_constant__ TensorMap b2, const __grid_constant__ TensorMap a2_ext, const __grid_constant__ TensorMap b2_ext,
     bf16* out0, bf16* out1, bf16* out2, const bf16* residual, int rows, int inner, int width0, int width1, int width2,
     int adapters) {
+    begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory);
     Ring ring(shared);

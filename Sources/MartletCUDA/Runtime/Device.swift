@@ -14,6 +14,7 @@ final class Device {
     let totalByteCount: Int
     let driverVersion: Int
     let stream: Driver.Pointer
+    private let context: Driver.Pointer
     private(set) var failure: MartletError?
     /// Kernels launched and library calls made so far.
     var launchCount = 0
@@ -42,6 +43,9 @@ final class Device {
         var device: Int32 = 0, context: Driver.Pointer = nil, stream: Driver.Pointer = nil
         var results = [driver.deviceGet(&device, Int32(index)), driver.primaryContextRetain(&context, device)]
         results.append(driver.contextSetCurrent(context))
+        // No kernel calls itself, so a smaller stack than 1 KiB a thread will do: 198 MiB less on an H200.
+        let stackSize: Int32 = 0
+        _ = driver.contextSetLimit(stackSize, 256)
         let nonBlocking: UInt32 = 1
         results.append(driver.streamCreate(&stream, nonBlocking))
         if let bad = results.first(where: { $0 != 0 }) {
@@ -50,6 +54,7 @@ final class Device {
                 fix: "check `nvidia-smi`: another process may hold the GPU exclusively")
         }
         self.stream = stream
+        self.context = context
         let driver = driver
         func attribute(_ number: Int32) -> Int {
             var value: Int32 = 0
@@ -73,6 +78,9 @@ final class Device {
     }
 
     var architecture: Architecture { Architecture(capability: capability) }
+
+    /// Lets libraries work for this GPU on the thread that calls.
+    func makeCurrent() { _ = driver.contextSetCurrent(context) }
 
     // MARK: Errors
 

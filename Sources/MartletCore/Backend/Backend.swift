@@ -23,6 +23,13 @@ package protocol Backend: AnyObject {
 
     /// Memory for a run, every byte touched, so that running out is an answer now and not in step 300.
     func makeArena(byteCount: Int) throws(MartletError) -> Arena
+    /// Memory of the host, every byte touched, that ops can read and write where it lies: as any other on the CPU, over the bus
+    /// on a GPU.
+    func makeHostArena(byteCount: Int) throws(MartletError) -> Arena
+    /// y = x beside the ops that follow, after all those before; until `wait(for:)` nobody may write x or touch y.
+    func transfer(_ x_N: Tensor, to y_N: Tensor) -> Transfer
+    /// The ops that follow start when the copy is done.
+    func wait(for transfer: Transfer)
     /// Carves the scratch memory that ops of these shapes need; called once, before the first op.
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
     /// What a person should know of the way in which such shapes are computed: that it is a slow one, and why.
@@ -40,8 +47,8 @@ package protocol Backend: AnyObject {
     func fillNormal(_ x_N: Tensor, standardDeviation: Float, seed: UInt64)
     /// y = x
     func set(_ y_N: Tensor, to x_N: Tensor)
-    /// Each y = x, rounded to y's dtype; x is float32.
-    func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)])
+    /// Each master, which is in halves, becomes x; x is float32.
+    func split(_ pairs: [(x_N: Tensor, master: Master)])
     /// y += x
     func add(_ x_N: Tensor, adding y_N: Tensor)
 
@@ -97,16 +104,16 @@ package protocol Backend: AnyObject {
         _ routing: Routing, _ options: RouterOptions, _ dweight_TK: Tensor, _ auxiliary: RouterAuxiliary?,
         into dlogits_TE: Tensor)
 
-    /// y += sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
+    /// y = residual + sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
     /// Leaves the pre-activations in `gateUp_RF`, rows in the routing's order, for the backward pass; with `y_TH` nil
     /// only those are made.
     func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor?)
-    /// The gradient of the routing weights overwrites `dweight_TK`; adapters' and weights' gradients accumulate.
+        _ y_TH: Tensor?, residual_TH: Tensor)
+    /// The gradients of x and of the routing weights overwrite; adapters' and weights' gradients accumulate.
     func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        adding dx_TH: Tensor, into dweight_TK: Tensor)
+        into dx_TH: Tensor, _ dweight_TK: Tensor)
 
     /// y = silu(gate) * up, for a dense MLP.
     func swiGLU(_ gate_TF: Tensor, _ up_TF: Tensor, into y_TF: Tensor)
@@ -125,6 +132,8 @@ package protocol Backend: AnyObject {
 
     /// The sum of squares of all elements of each tensor, in double, in a fixed order.
     func sumsOfSquares(of tensors: [Tensor]) -> [Double]
+    /// The same, left in `sums_N` without a wait: the bits of doubles, as int64.
+    func sumsOfSquares(of tensors: [Tensor], into sums_N: Tensor)
     /// Whether every element is finite.
     func isFinite(_ x_N: Tensor) -> Bool
     /// AdamW (Loshchilov & Hutter 2019) with bias correction; gradients are multiplied by `gradientScale` (clipping).
@@ -169,7 +178,8 @@ extension Backend {
         _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
     ) {
         let parameter = AdamWParameter(
-            value: value_N, gradient: gradient_N, firstMoment: firstMoment_N, secondMoment: secondMoment_N,
+            master: Master(value: value_N), gradient: gradient_N, firstMoment: firstMoment_N,
+            secondMoment: secondMoment_N,
             weightDecay: settings.weightDecay)
         adamW([parameter], settings, step: step, learningRate: learningRate, gradientScale: gradientScale)
     }
