@@ -1,3 +1,4 @@
+import Foundation
 import Martlet
 import MartletCore
 import MartletModel
@@ -225,5 +226,33 @@ import Testing
         // And the ops on a GPU where there is one.
         #expect(doctor.checks.count >= 8)
         #expect(!Doctor.disk(home.file("nowhere")).isSound)
+    }
+
+    @Test func anOpAloneIsExamined() throws {
+        let doctor = try Doctor.examine(ops: ["swiGLU"])
+        #expect(doctor.isSound && doctor.checks.count >= 2, "\(doctor)")
+        #expect(doctor.checks.allSatisfy { !$0.detail.contains("experts") || $0.name == "GPU" })
+        let typo = expectRefusal("a typo") { _ = try Doctor.examine(ops: ["swiglu"]) }
+        #expect(typo?.remedy == "did you mean 'swiGLU'?")
+    }
+
+    /// Whole models on the CPU against transformers and PEFT, as `--goldens` does on any device; and a changed model is found out.
+    @Test func goldensAreHeldAgainst() throws {
+        let tests = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        let golden = tests.appending(path: "ModelTests/ModelGoldens/moe_first_dense").path
+        let compute = Compute(device: .cpu, threads: 1)
+        let doctor = try Doctor.examine(goldens: golden, compute: compute)
+        #expect(doctor.isSound && doctor.checks.count == 1, "\(doctor)")
+
+        let home = try TemporaryFolder(), copy = home.file("golden")
+        try FileManager.default.copyItem(atPath: golden, toPath: copy)
+        let config = try String(contentsOfFile: copy + "/config.json", encoding: .utf8)
+        try config.replacing("\"norm_topk_prob\": true", with: "\"norm_topk_prob\": false")
+            .write(toFile: copy + "/config.json", atomically: false, encoding: .utf8)
+        let changed = try Doctor.examine(goldens: home.path, compute: compute)
+        #expect(!changed.isSound && changed.checks.count == 1)
+
+        let empty = try TemporaryFolder()
+        expectRefusal("nothing to hold against") { _ = try Doctor.examine(goldens: empty.path, compute: compute) }
     }
 }
