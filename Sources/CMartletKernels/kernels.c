@@ -75,6 +75,9 @@ static const unsigned char random[] = {
 static const unsigned char router[] = {
 #embed "kernels/router.cu"
 };
+static const unsigned char copy[] = {
+#embed "kernels/copy.cu"
+};
 static const unsigned char cross_entropy[] = {
 #embed "kernels/cross_entropy.cu"
 };
@@ -120,6 +123,7 @@ static const MartletKernelSource sources[] = {
     {"reduce.cu", reduce, sizeof reduce},
     {"random.cu", random, sizeof random},
     {"router.cu", router, sizeof router},
+    {"copy.cu", copy, sizeof copy},
     {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
     {"optimizer.cu", optimizer, sizeof optimizer},
     {"flash.cuh", flash, sizeof flash},

@@ -3,13 +3,15 @@ package import MartletCore
 /// Training on one NVIDIA GPU: bfloat16 activations and frozen weights, float32 trained parameters and sums.
 ///
 /// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
-/// same bytes.
+/// same bytes, unless a faster attention was asked for that has none.
 package final class CUDABackend: Backend {
     package let computeDType: DType
     package let name: String
     package let preferredTileTokens = 16384
     package let fetchesWeightsSlowly = true
     package let keepsLowProducts = true
+    /// Whether the same inputs have to give the same bytes.
+    private let wantsOrder: Bool
 
     let device: Device
     let blas: BLAS
@@ -23,17 +25,20 @@ package final class CUDABackend: Backend {
     let sideCopies: SideCopies
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
-    private(set) lazy var cudnnAttention =
-        computeDType == .bfloat16 && attentionPath == .cudnn ? CuDNNAttention(device, staging) : nil
+    private(set) lazy var cudnnAttention = makeAttention()
+    private var missingAttention: MartletError?
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
     /// What that was planned with.
     var room = ScratchRoom.usual
 
     /// `computeDType` is bfloat16, or float32 for checking.
-    package init(index: Int = 0, computeDType: DType = .bfloat16) throws(MartletError) {
+    package init(
+        index: Int = 0, computeDType: DType = .bfloat16, isDeterministic: Bool = true
+    ) throws(MartletError) {
         precondition(computeDType == .bfloat16 || computeDType == .float32)
         self.computeDType = computeDType
+        wantsOrder = isDeterministic
         device = try Device(index: index)
         blas = try BLAS(device)
         staging = try Staging(device)
@@ -44,6 +49,22 @@ package final class CUDABackend: Backend {
         attentionTables = AttentionTables(staging)
         sideCopies = try SideCopies(device)
     }
+
+    private func makeAttention() -> CuDNNAttention? {
+        guard computeDType == .bfloat16, attentionPath == .cudnn else { return nil }
+        do throws(MartletError) {
+            return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
+        } catch {
+            missingAttention = error
+            return nil
+        }
+    }
+
+    /// Why cuDNN did not compute attention, if it did not somewhere.
+    package var attentionRefusal: MartletError? { cudnnAttention?.plans.refusal ?? missingAttention }
+
+    /// Whether the same inputs give the same bytes.
+    package var isDeterministic: Bool { cudnnAttention?.isDeterministic ?? true }
 
     /// An empty layout over the scratch memory, for one op.
     func scratch() -> Scratch { Scratch(scratchMemory) }
@@ -72,6 +93,7 @@ package final class CUDABackend: Backend {
 
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {
+        cudnnAttention?.plans.finish()
         device.synchronize()
         sideCopies.synchronize()
         if let failure = device.takeFailure() { throw failure }

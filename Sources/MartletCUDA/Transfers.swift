@@ -122,15 +122,18 @@ extension CUDABackend {
     }
 
     package func zero(_ x_N: Tensor) {
-        guard x_N.count > 0, device.failure == nil else { return }
-        device.check(device.driver.fillBytes(x_N.address, 0, x_N.byteCount, device.stream), "zeroing \(x_N.shape)")
+        launchBytes("zero_bytes", x_N.byteCount, [.tensor(x_N)])
     }
 
     package func set(_ y_N: Tensor, to x_N: Tensor) {
         precondition(x_N.dtype == y_N.dtype && x_N.count == y_N.count)
-        guard x_N.count > 0, device.failure == nil else { return }
-        device.check(
-            device.driver.copyOnDevice(y_N.address, x_N.address, x_N.byteCount, device.stream), "copying \(x_N.shape)")
+        launchBytes("copy_bytes", x_N.byteCount, [.tensor(x_N), .tensor(y_N)])
+    }
+
+    private func launchBytes(_ entry: String, _ byteCount: Int, _ tensors: [KernelArgument]) {
+        guard byteCount > 0 else { return }
+        device.launch(
+            device.kernel("copy.cu", entry), Grid(ceilDiv(byteCount, 16384)), block: 256, tensors + [.long(byteCount)])
     }
 }
 

@@ -175,7 +175,12 @@ extension Model {
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ index: Int, keeps: Bool
     ) {
         let saved = saved(index, tile).attention
-        guard !keeps else { return layer.attention.rotateKeys(weights, tile, into: rows, from: saved) }
+        guard !keeps else {
+            if memory.kept[index]?.rotatedKey_TGD == nil {
+                layer.attention.rotateKeys(weights, tile, into: rows, from: saved)
+            }
+            return
+        }
         let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: configuration.rmsEpsilon, into: normed_TH)
         layer.attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved)
@@ -245,6 +250,7 @@ extension Model {
     func keyValueRows(_ index: Int) -> KeyValueRows {
         var rows = memory.keyValueRows[plan.caches ? index : 0]
         if let kept = memory.kept[index]?.value_TGD { rows.value_UGD = kept }
+        if let kept = memory.kept[index]?.rotatedKey_TGD { rows.key_UGD = kept }
         return rows
     }
 

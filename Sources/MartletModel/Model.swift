@@ -82,10 +82,12 @@ package final class Model {
         backend.zero(parameters.flatMap { $0.state.map(\.tensor) })
         let c = configuration, half = c.headSize / 2
         var cosine = [Float](), sine = [Float]()
+        cosine.reserveCapacity(plan.maximumLength * half)
+        sine.reserveCapacity(plan.maximumLength * half)
+        // Float arithmetic as in transformers: frequency and angle are rounded to float32.
+        let frequency_J = (0..<half).map { Float(1 / c.ropeTheta.raised(to: Double(2 * $0) / Double(c.headSize))) }
         for position in 0..<plan.maximumLength {
-            for j in 0..<half {
-                // Float arithmetic as in transformers: frequency and angle are rounded to float32.
-                let frequency = Float(1 / c.ropeTheta.raised(to: Double(2 * j) / Double(c.headSize)))
+            for frequency in frequency_J {
                 let angle = Double(Float(position) * frequency)
                 cosine.append(Float(angle.cosine))
                 sine.append(Float(angle.sine))

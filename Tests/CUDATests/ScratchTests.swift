@@ -22,7 +22,13 @@ import Testing
             "flash",
             { FlashScratch(&$0, rows: $1, queryHeads: 4, size: 64, keySumCount: 128 * $1, stateCount: 1 + 32 * $1) }
         ),
-        ("cuDNN", { CuDNNAttentionScratch(&$0, parts: 2, keyRows: $1, heads: 2, size: 24, roomByteCount: 100 * $1) }),
+        (
+            "cuDNN",
+            {
+                CuDNNAttentionScratch(
+                    &$0, runs: 2, keyRows: $1, keyWidth: 48, queryRows: $1, queryWidth: 96, roomByteCount: 100 * $1)
+            }
+        ),
     ]
 
     private static func size(rows: Int) -> ExpertsSize {

@@ -14,12 +14,13 @@ import Testing
     /// A model whose B is not zero, so that every path carries a gradient.
     private func model(
         _ golden: Golden, dropout: Float = 0.25, tile: Int, kept: Int, outputs: Int = 0, keepsWeights: Bool = false,
-        threads: Int = 2
+        keepsEverything: Bool = false, threads: Int = 2
     ) throws -> Model {
         let backend = CPUBackend(threads: threads)
         let model = try golden.model(
             settings(dropout: dropout), tile: tile, kept: kept, outputs: outputs, keepsWeights: keepsWeights,
-            backend: backend)
+            backend: backend
+        ) { $0.keepsEverything = keepsEverything }
         for (i, p) in model.parameters.enumerated() where p.role == .b {
             var random = RandomStream(seed: UInt64(i))
             model.upload((0..<p.value.count).map { _ in 0.1 * random.normal() }, into: p.value)
@@ -70,6 +71,20 @@ import Testing
         }
         #expect(abs(lossSum / Double(step.targetCount) - loss) < 1e-6 * loss)
         for i in sums.indices { expectClose(expected[i], sums[i], relative: 2e-5, packed.parameters[i].name) }
+    }
+
+    /// What is kept besides is what would be made again.
+    @Test(arguments: ["moe_seed1", "moe_first_dense", "dense_untied"])
+    func keepingEverythingChangesNoByte(_ name: String) throws {
+        let golden = try Golden(name), step = try golden.step()
+        for (tile, kept) in [(24, 2), (7, 2), (5, 1)] {
+            let (loss, expected) = try gradients(try model(golden, tile: tile, kept: kept), step)
+            let keeper = try model(golden, tile: tile, kept: kept, keepsEverything: true)
+            for _ in 0..<2 {
+                let found = try gradients(keeper, step)
+                #expect(found.loss == loss && found.gradients == expected, "tile \(tile), kept \(kept)")
+            }
+        }
     }
 
     @Test func sameSeedSameBytesWithAnyThreads() throws {

@@ -44,8 +44,7 @@ class Judge:
     plain: bool = True
     full: bool = False
     margin: float = 1e-3
-    router_margin: float = 1e-3  # the same of routers, before any weight is trained
-    trains: bool = False
+    router_margin: float = 1e-3  # the same of routers, in what is also judged in bf16
 
     def load(self):
         kinds = dict(attn_implementation="eager" if self.plain else "sdpa")
@@ -57,8 +56,7 @@ class Judge:
         if wrong:
             sys.exit(f"{self.folder}: transformers reads the checkpoint differently: {wrong}")
         for module in self.routers(model).values():
-            module.register_forward_hook(lambda m, _, out: require_margin(
-                out[0], m.top_k, self.margin if self.trains else self.router_margin))
+            module.register_forward_hook(lambda m, _, out: require_margin(out[0], m.top_k, self.least))
         return model.eval()
 
     @staticmethod
@@ -69,12 +67,14 @@ class Judge:
 
     def run(self, inputs):
         """Every group of reference.safetensors. `inputs`: input_ids, labels [S, T]."""
+        self.least = self.router_margin
         model, out = self.load(), {}
         self.forward_backward(model, inputs, out)
-        self.padded(model, inputs, out)
         self.packed(model, inputs, out)
         if self.routers(model):
             self.balancing(model, inputs, out)
+        self.least = self.margin
+        self.padded(model, inputs, out)
         self.greedy(model, inputs, out)
         self.full_training(inputs, out)
         self.lora(inputs, out)
@@ -143,9 +143,10 @@ class Judge:
             sys.exit("greedy decoding with and without a cache differ in transformers")
         out["greedy.ids"] = ids.to(torch.int32)
 
-    def train(self, model, parameters, inputs):
+    @staticmethod
+    def train(model, parameters, inputs):
         """Losses before each of STEPS AdamW steps and after the last, [STEPS + 1]."""
-        optimizer, losses, self.trains = torch.optim.AdamW(parameters, foreach=False, **OPTIMIZER), [], True
+        optimizer, losses = torch.optim.AdamW(parameters, foreach=False, **OPTIMIZER), []
         for step in range(STEPS + 1):
             loss = model(**inputs, use_cache=False).loss
             losses.append(loss.item())
@@ -153,7 +154,6 @@ class Judge:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        self.trains = False
         return torch.tensor(losses)
 
     def full_training(self, inputs, out):
@@ -174,7 +174,9 @@ class Judge:
         trainable = {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
         if trainable.keys() != load_file(folder / "adapter_model.safetensors").keys():
             sys.exit(f"{folder}: PEFT does not load every tensor that it wrote")
+        self.least = self.router_margin
         result = model(**inputs, use_cache=False)
+        self.least = self.margin
         result.loss.backward()
         out["lora.logits"], out["lora.loss"] = result.logits, result.loss
         out |= {f"lora.grad.{name}": p.grad.clone() for name, p in trainable.items()}

@@ -177,7 +177,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="override a key of config.json")
     parser.add_argument("--full", action="store_true", help="also hidden states and every weight after training")
     parser.add_argument("--margin", type=float, default=MARGIN, help="least distance between discrete choices")
-    parser.add_argument("--router-margin", type=float, help="the same of routers alone, for a judgement in bf16")
+    parser.add_argument("--router-margin", type=float, help="the same of routers, in what is also judged in bf16")
     parser.add_argument("--rank", type=int, default=4, help="of the adapter")
     parser.add_argument("--any-version", action="store_true", help="do not insist on requirements.txt")
     options = parser.parse_args()

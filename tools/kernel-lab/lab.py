@@ -101,7 +101,7 @@ class Experts:
         self.x, self.dy = rand(T, H), rand(T, H)
         self.wgu, self.wd = rand(E, 2 * F, H, std=H ** -0.5), rand(E, H, F, std=F ** -0.5)
         self.weight = torch.rand(R, device="cuda", generator=g) + 0.1
-        self.y0, self.dx0 = rand(T, H), rand(T, H)
+        self.y0 = rand(T, H)
         poison = lambda *shape, dtype=bf16: torch.full(shape, float("nan"), device="cuda", dtype=dtype)
         ints = lambda n: torch.full((n,), -1, device="cuda", dtype=torch.int32)
         self.order, self.position, self.offset = ints(R), ints(R), ints(E + 1)
@@ -184,7 +184,7 @@ class Experts:
         self.gemm(DOWN)
 
     def combine(self, y):
-        Module("combine", HIDDEN=self.H, TOP_K=self.K)("combine", self.T, 256, self.out, self.position, self.weight, y)
+        Module("combine", HIDDEN=self.H, TOP_K=self.K)("combine", self.T, 256, self.out, self.position, self.weight, y, y)
 
     def dact(self):
         if self.A: self.project(self.dy, self.b2t, self.q2, self.q2w, True)

@@ -101,9 +101,8 @@ class Layers:
             words[i // 4][i % 4 * 4:i % 4 * 4 + 4] = [u.data_ptr(), v.data_ptr(), m.data_ptr(), width | major << 32]
         if jobs:
             pieces = sum(-(-j[3] // 128) for j in jobs)
-            depth = 2 if 8 * pieces > 3 * GRID or self.A > 64 else 4
-            Module("projection_gradient", RANK=self.A, DEPTH=depth)(
-                "projection_gradient", (pieces, 8), 128, *words, self.T, shared=depth * (16384 + 128 * self.A))
+            Module("projection_gradient", RANK=self.A)(
+                "projection_gradient", (pieces, 8), 128, *words, self.T, shared=2 * (16384 + 128 * self.A))
 
 
 def error(value, reference):
@@ -176,7 +175,7 @@ def compile_all(variants):
 
 def variants(ranks, tiles=(128, 192), tokens=(1024, 4096)):
     for r in ranks:
-        for depth in (2, 4): yield "projection_gradient", dict(RANK=r, DEPTH=depth)
+        yield "projection_gradient", dict(RANK=r)
         for c, T in ((c, T) for c in (1, 2, 3) for T in tokens if c * r <= 64 or c == 1):
             rows, depth = low_shape(T, c * r)
             for t in (0, 1) if c == 1 else (0,):

@@ -5,9 +5,9 @@
 //            16 (at most 128). Any T.
 // Budget     2 T r C FLOPs; bytes 2 T C (1 + r / 128) each. q, k and v of Qwen3-30B-A3B at T = 4096 read 92 MB, of which 50 are x
 //            three times over (from L2): 14 to 21 us. Bound by bytes.
-// Launch     -DRANK -DDEPTH (of the ring of 64 rows, 2 to 4); <<<(sum of C_j / 128 rounded up, 8), 128>>>, DEPTH (16384 + 128 r)
-//            bytes of dynamic shared memory. The eight blocks of a piece of dM are a cluster: each sums an eighth of the rows,
-//            and finishes an eighth of the piece.
+// Launch     -DRANK; <<<(sum of C_j / 128 rounded up, 8), 128>>>, 2 (16384 + 128 r) bytes of dynamic shared memory. The eight
+//            blocks of a piece of dM are a cluster: each sums an eighth of the rows, and finishes an eighth of the piece. (A
+//            ring of four was slower: then not all clusters fit the GPU at once.)
 // Numerics   rows in order inside a block, the blocks' sums in order: reproducible.
 // Reference  CPUBackend.linearBackward.
 #include "common.cuh"
@@ -109,19 +109,17 @@ extern "C" __global__ void __cluster_dims__(1, parts, 1) __launch_bounds__(128) 
     const int count = min(share, rows - start), blocks = count > 0 ? ceil_div(count, 64) : 0;
     float d[2][groups][4] = {};
     auto fetch_block = [&](int i) {
-        if (i < blocks) fetch(shared + i % DEPTH * (v_bytes + u_bytes), job, start + 64 * i, count - 64 * i, column);
+        if (i < blocks) fetch(shared + i % 2 * (v_bytes + u_bytes), job, start + 64 * i, count - 64 * i, column);
         copy_async_commit();
     };
-#pragma unroll
-    for (int i = 0; i < DEPTH - 1; ++i) fetch_block(i);
+    fetch_block(0);
     for (int i = 0; i < blocks; ++i) {
-        copy_async_wait<DEPTH - 2>();
+        copy_async_wait<0>();
         __syncthreads();
-        fetch_block(i + DEPTH - 1);
+        fetch_block(i + 1);
 #pragma unroll
-        for (int row = 0; row < 64; row += 16) accumulate(d, shared + i % DEPTH * (v_bytes + u_bytes), row);
+        for (int row = 0; row < 64; row += 16) accumulate(d, shared + i % 2 * (v_bytes + u_bytes), row);
     }
-    copy_async_wait<0>();
     __syncthreads();
     float* piece = (float*)memory;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

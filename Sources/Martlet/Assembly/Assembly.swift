@@ -134,11 +134,15 @@ package struct Assembly {
     private func makeBackend() throws(MartletError) -> (any Backend, reason: String?) {
         let problem = "full fine-tuning does not run on a GPU yet"
         switch (recipe.method, recipe.device) {
-        case (.full, .auto): return (try Compute(device: .cpu, threads: recipe.threads).makeBackend(), problem)
+        case (.full, .auto): return (try backend(on: .cpu).backend, problem)
         case (.full, .cuda):
             throw recipe.refusal("device", problem, because: "only LoRA does", fix: "write 'device: cpu'")
-        default: return try recipe.device.makeBackend(threads: recipe.threads)
+        default: return try backend(on: recipe.device)
         }
+    }
+
+    private func backend(on device: ComputeDevice) throws(MartletError) -> (backend: any Backend, reason: String?) {
+        try device.makeBackend(threads: recipe.threads, isDeterministic: recipe.deterministic)
     }
 
     /// What the run would do and need.
@@ -149,9 +153,10 @@ package struct Assembly {
         let run = try prepare(text)
         let model = try Model(run.checkpoint, run.settings, run.plan, run.backend)
         let export = ModelExport(recipe: recipe, checkpoint: run.checkpoint, model: model)
+        let read = model.loading.map { [TrainingOverview.Row("checkpoint read", $0.text)] } ?? []
         var parts = TrainingParts(
             model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
-            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
+            totalParameterCount: run.totalParameterCount, data: run.data.rows + read, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
         parts.remarks = run.remarks
@@ -173,7 +178,6 @@ package struct Assembly {
         if let experts = c.experts {
             rows.append(.init("experts", "\(experts.expertCount) a layer, \(experts.expertsPerToken) a token"))
         }
-        if let loading = model.loading { rows.append(.init("read from disk", loading.text)) }
         return rows + [
             .init("computes on", model.backend.name, note: deviceReason),
             .init("tile", "\(model.plan.tileTokens) tokens"),

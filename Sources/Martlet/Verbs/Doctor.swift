@@ -30,7 +30,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
         var doctor = Doctor(checks: [])
         let cases = try Parity.cases(of: ops)
         let arithmetic = [{ products(cases) }, { threads(cases) }]
-        let onGPU = [{ gpuInBFloat16(cases) }, { gpuInFloat32(cases) }]
+        let onGPU = [{ gpuInBFloat16(cases) }, { gpuInAnyOrder(cases) }, { gpuInFloat32(cases) }]
         var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
         general += arithmetic + [fullGradients, adapterGradients]
         var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients] : [])
@@ -118,7 +118,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
     ) -> Check {
         examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
             let results = try Parity.compare(backend, with: reference, tolerance: tolerance, cases: cases)
-            let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
+            let wrong = results.filter { !$0.isSound }, worst = results.max { $0.error < $1.error }
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
             guard wrong.isEmpty else {
                 return (
@@ -126,7 +126,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
                     "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
                 )
             }
-            return (true, "\(all), \(shortest(most)) apart at most")
+            let place = worst.map { $0.error > 0 ? " (\($0.op), \($0.result))" : "" } ?? ""
+            return (true, "\(all), \(shortest(worst?.error ?? 0)) apart at most" + place)
         }
     }
 
@@ -137,8 +138,13 @@ public struct Doctor: Sendable, CustomStringConvertible {
     /// What there is, and what a run with `device: auto` takes; no GPU is no fault.
     private static func gpu() -> Check {
         do throws(MartletError) {
-            return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
+            let backend = try CUDABackend()
+            return Check(
+                name: "GPU", isSound: true, detail: backend.description, advice: cudnnAdvice(backend.attentionRefusal))
         } catch {
+            if error.isInEnvironment {
+                return Check(name: "GPU", isSound: false, detail: "\(error)", advice: error.remedy)
+            }
             return Check(
                 name: "GPU", isSound: true,
                 detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
@@ -150,16 +156,31 @@ public struct Doctor: Sendable, CustomStringConvertible {
         gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16, cases)
     }
 
+    private static func gpuInAnyOrder(_ cases: [OpCase]) -> Check {
+        let name = "attention on the GPU with 'deterministic: false'"
+        return gpuCheck(name, .bfloat16, cases.filter { $0.op == "attention" }, isDeterministic: false)
+    }
+
     private static func gpuInFloat32(_ cases: [OpCase]) -> Check {
         gpuCheck("ops on the GPU in float32 against the CPU", .float32, cases)
     }
 
-    private static func gpuCheck(_ name: String, _ dtype: DType, _ cases: [OpCase]) -> Check {
+    private static func gpuCheck(
+        _ name: String, _ dtype: DType, _ cases: [OpCase], isDeterministic: Bool = true
+    ) -> Check {
         do throws(MartletError) {
-            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend(), cases: cases)
+            let backend = try CUDABackend(computeDType: dtype, isDeterministic: isDeterministic)
+            var check = parity(name, backend, with: CPUBackend(), cases: cases)
+            if check.isSound { check.advice = cudnnAdvice(backend.attentionRefusal) }
+            return check
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }
+    }
+
+    /// Why attention is slower than it could be.
+    private static func cudnnAdvice(_ refusal: MartletError?) -> String? {
+        refusal.map { "attention by our own kernels, not by cuDNN: \($0)" }
     }
 
     private static func gpuGradients() -> Check {

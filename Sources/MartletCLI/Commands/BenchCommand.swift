@@ -59,6 +59,8 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
         @Option(help: "Memory to plan for, in MiB (default: what is free).") var memoryLimit: Int?
         @Flag(help: "Also take the device time of each op in one more step.") var profile = false
+        @Flag(inversion: .prefixedNo, help: "The same bytes each time; without, attention on a GPU is faster.")
+        var deterministic = true
         @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false
 
@@ -69,6 +71,7 @@ struct BenchCommand: ParsableCommand {
             )
             (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
+            settings.compute.isDeterministic = deterministic
             settings.optim = optim.type
             settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }

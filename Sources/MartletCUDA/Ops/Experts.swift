@@ -35,20 +35,20 @@ extension ExpertsSize {
 extension CUDABackend {
     package func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor?
+        _ y_TH: Tensor?, residual_TH: Tensor
     ) {
         let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
         guard size.r > 0 else { return }
         device.timed("experts") {
             path == .loop
-                ? LoopExperts(self, size, routing, experts, firstRow).forward(x_TH, gateUp_RF, y_TH)
-                : GroupedExperts(self, path, size, routing, experts).forward(x_TH, gateUp_RF, y_TH)
+                ? LoopExperts(self, size, routing, experts, firstRow).forward(x_TH, gateUp_RF, y_TH, residual_TH)
+                : GroupedExperts(self, path, size, routing, experts).forward(x_TH, gateUp_RF, y_TH, residual_TH)
         }
     }
 
     package func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        adding dx_TH: Tensor, into dweight_TK: Tensor
+        into dx_TH: Tensor, _ dweight_TK: Tensor
     ) {
         let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
         guard size.r > 0 else { return }

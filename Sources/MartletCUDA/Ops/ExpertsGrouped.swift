@@ -104,7 +104,7 @@ struct GroupedExperts {
         b2_EHA = half(experts.downAdapter?.b, scratch.b2_EHA)
     }
 
-    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
+    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
         prepare()
         if let lora = experts.gateUpAdapter {
             project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
@@ -118,7 +118,10 @@ struct GroupedExperts {
         let kernel = device.kernel("combine.cu", "combine", combineDefines)
         device.launch(
             kernel, Grid(size.t), block: 256,
-            [.tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH)])
+            [
+                .tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH),
+                .tensor(residual_TH),
+            ])
     }
 
     /// dgateUp takes the place of `gateUp_RF`.

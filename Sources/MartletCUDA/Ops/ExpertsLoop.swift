@@ -80,7 +80,7 @@ struct LoopExperts {
         }
     }
 
-    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
+    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
         let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f])
         gather(x_TH, weighted: false, into: s.input_RH)
         var lowInput = dropped(s.input_RH, experts.gateUpAdapter)
@@ -98,6 +98,7 @@ struct LoopExperts {
                 experts.downAdapter, s.a2_EAF[e], s.b2_EHA[e], into: s.rows_RH.rows(rows))
         }
         position()
+        backend.set(y_TH, to: residual_TH)
         launch(
             "combine_rows", size.t,
             [
@@ -144,6 +145,7 @@ struct LoopExperts {
                 s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e])
         }
         position()
+        backend.zero(dx_TH)
         launch(
             "combine_backward", size.t,
             [

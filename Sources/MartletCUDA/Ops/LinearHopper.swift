@@ -124,12 +124,9 @@ struct HopperProjection {
             }
         guard !jobs.isEmpty else { return }
         let pieces = jobs.reduce(0) { $0 + ceilDiv($1.width, 128) }
-        // Few blocks need deep rings, and have room for them.
-        let depth = 8 * pieces > 3 * device.multiprocessorCount || rank > 64 ? 2 : 4
         let kernel = device.kernel(
-            "projection_gradient.cu", "projection_gradient",
-            [KernelDefine("RANK", rank), KernelDefine("DEPTH", depth)],
-            sharedBytes: depth * (16384 + 128 * rank))
+            "projection_gradient.cu", "projection_gradient", [KernelDefine("RANK", rank)],
+            sharedBytes: 2 * (16384 + 128 * rank))
         device.launch(
             kernel, Grid(pieces, 8), block: 128,
             [ProjectionJob.block(jobs.prefix(4)), ProjectionJob.block(jobs.dropFirst(4)), .int(T)])
@@ -203,7 +200,6 @@ struct HopperProjection {
                 KernelVariant("projection_low.cu", shape.defines(isTransposed: $0))
             }
         }
-        let gradients = [2, 4].map { KernelVariant("projection_gradient.cu", defines + [KernelDefine("DEPTH", $0)]) }
         let products = [128, 192].flatMap { tile in
             [0, 1].map { transposed in
                 KernelVariant(
@@ -211,7 +207,7 @@ struct HopperProjection {
                     [KernelDefine("TRANSPOSED", transposed), KernelDefine("TILE", tile)] + defines)
             }
         }
-        return low + gradients + products
+        return low + [KernelVariant("projection_gradient.cu", defines)] + products
     }
 }
 

@@ -14,6 +14,7 @@ final class Device {
     let totalByteCount: Int
     let driverVersion: Int
     let stream: Driver.Pointer
+    private let context: Driver.Pointer
     private(set) var failure: MartletError?
     /// Kernels launched and library calls made so far.
     var launchCount = 0
@@ -53,6 +54,7 @@ final class Device {
                 fix: "check `nvidia-smi`: another process may hold the GPU exclusively")
         }
         self.stream = stream
+        self.context = context
         let driver = driver
         func attribute(_ number: Int32) -> Int {
             var value: Int32 = 0
@@ -76,6 +78,9 @@ final class Device {
     }
 
     var architecture: Architecture { Architecture(capability: capability) }
+
+    /// Lets libraries work for this GPU on the thread that calls.
+    func makeCurrent() { _ = driver.contextSetCurrent(context) }
 
     // MARK: Errors
 

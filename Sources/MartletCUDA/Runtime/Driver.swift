@@ -22,10 +22,8 @@ struct Driver: Sendable {
     let hostFree: @convention(c) (UnsafeMutableRawPointer?) -> Result
     let copyToDevice: @convention(c) (UInt, UnsafeRawPointer?, Int, Pointer) -> Result
     let copyToHost: @convention(c) (UnsafeMutableRawPointer?, UInt, Int, Pointer) -> Result
-    let copyOnDevice: @convention(c) (UInt, UInt, Int, Pointer) -> Result
     /// Between any two places; the driver knows where addresses lie.
     let copyAnywhere: @convention(c) (UInt, UInt, Int, Pointer) -> Result
-    let fillBytes: @convention(c) (UInt, UInt8, Int, Pointer) -> Result
     let streamCreate: @convention(c) (UnsafeMutablePointer<Pointer>, UInt32) -> Result
     let streamSynchronize: @convention(c) (Pointer) -> Result
     let streamWaitEvent: @convention(c) (Pointer, Pointer, UInt32) -> Result
@@ -73,9 +71,7 @@ struct Driver: Sendable {
         hostFree = try library.symbol("cuMemFreeHost")
         copyToDevice = try library.symbol("cuMemcpyHtoDAsync_v2")
         copyToHost = try library.symbol("cuMemcpyDtoHAsync_v2")
-        copyOnDevice = try library.symbol("cuMemcpyDtoDAsync_v2")
         copyAnywhere = try library.symbol("cuMemcpyAsync")
-        fillBytes = try library.symbol("cuMemsetD8Async")
         streamCreate = try library.symbol("cuStreamCreate")
         streamSynchronize = try library.symbol("cuStreamSynchronize")
         streamWaitEvent = try library.symbol("cuStreamWaitEvent")

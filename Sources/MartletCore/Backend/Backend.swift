@@ -104,16 +104,16 @@ package protocol Backend: AnyObject {
         _ routing: Routing, _ options: RouterOptions, _ dweight_TK: Tensor, _ auxiliary: RouterAuxiliary?,
         into dlogits_TE: Tensor)
 
-    /// y += sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
+    /// y = residual + sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
     /// Leaves the pre-activations in `gateUp_RF`, rows in the routing's order, for the backward pass; with `y_TH` nil
     /// only those are made.
     func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor?)
-    /// The gradient of the routing weights overwrites `dweight_TK`; adapters' and weights' gradients accumulate.
+        _ y_TH: Tensor?, residual_TH: Tensor)
+    /// The gradients of x and of the routing weights overwrite; adapters' and weights' gradients accumulate.
     func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        adding dx_TH: Tensor, into dweight_TK: Tensor)
+        into dx_TH: Tensor, _ dweight_TK: Tensor)
 
     /// y = silu(gate) * up, for a dense MLP.
     func swiGLU(_ gate_TF: Tensor, _ up_TF: Tensor, into y_TF: Tensor)

@@ -57,7 +57,16 @@ extension Parity {
         ]
     }
 
-    private static let attention: [OpCase] = [
+    /// Sequences that all began earlier, which a tile of a step never has more than one of.
+    private static let lateSpans = [
+        AttentionSpan(queryStart: 0, queryCount: 100, keyStart: 0, keyCount: 333),
+        AttentionSpan(queryStart: 100, queryCount: 1, keyStart: 333, keyCount: 65),
+        AttentionSpan(queryStart: 101, queryCount: 57, keyStart: 398, keyCount: 57),
+        AttentionSpan(queryStart: 158, queryCount: 130, keyStart: 455, keyCount: 259),
+    ]
+
+    /// Forward and backward, with earlier keys and without; of those more than a call may take.
+    package static let attention: [OpCase] = [
         .attention(seed: 1, t: 1, u: 1, q: 1, g: 1, d: 2, spans: Array(spans(1, before: 0, 0).prefix(1))),
         .attention(seed: 2, t: 0, u: 0, q: 2, g: 1, d: 64, spans: []),
         .attention(seed: 3, t: 41, u: 74, q: 6, g: 2, d: 10, spans: spans(7, before: 33, 33)),
@@ -69,6 +78,8 @@ extension Parity {
             seed: 7, t: 512, u: 512, q: 8, g: 2, d: 128,
             spans: [AttentionSpan(queryStart: 0, queryCount: 512, keyStart: 0, keyCount: 512)]),
         .attention(seed: 5, t: 194, u: 450, q: 4, g: 4, d: 128, spans: spans(128, before: 256, 65)),
+        .attention(seed: 8, t: 288, u: 714, q: 8, g: 2, d: 64, spans: lateSpans),
+        .attention(seed: 9, t: 140, u: 16740, q: 2, g: 1, d: 64, spans: spans(97, before: 16600, 42)),
     ]
 
     private static let routed: [OpCase] = [

@@ -10,6 +10,8 @@ struct AttentionSaved {
     /// Projections before norm and rotation.
     var query_TQD: Tensor
     var key_TGD: Tensor
+    /// Queries after both, where there is room.
+    var rotated_TQD: Tensor?
     var output: AttentionOutput
 }
 
@@ -70,17 +72,17 @@ struct Attention {
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
         residual_TH: Tensor, into y_TH: Tensor, saving saved: AttentionSaved, hasKeys: Bool, hasOutput: Bool
     ) {
-        let rotated_TQD = workspace.query_TQD.rows(0..<tile.count)
+        let output_TQD = saved.output.output_TQD
         project(x_TH, weights, tile, into: rows, saving: saved, hasKeys: hasKeys)
         if !hasOutput {
+            let rotated_TQD = saved.rotated_TQD ?? workspace.query_TQD.rows(0..<tile.count)
             backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
             backend.attention(
                 rotated_TQD, rows.key_UGD, rows.value_UGD, tile.spans, scale: scale,
-                into: saved.output.output_TQD, logSumExp_TQ: saved.output.logSumExp_TQ)
+                into: output_TQD, logSumExp_TQ: saved.output.logSumExp_TQ)
         }
         backend.linear(
-            saved.output.output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH,
-            residual_TO: residual_TH)
+            output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH, residual_TO: residual_TH)
     }
 
     /// Tiles come in reverse order, so the gradients of this tile's keys and values are complete once its own queries
@@ -89,7 +91,7 @@ struct Attention {
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ gradients: KeyValueRows,
         _ workspace: Workspace, _ saved: AttentionSaved, _ dy_TH: Tensor, into dx_TH: Tensor
     ) {
-        let rotated_TQD = workspace.query_TQD.rows(0..<tile.count)
+        let rotated_TQD = saved.rotated_TQD ?? workspace.query_TQD.rows(0..<tile.count)
         let doutput_TQD = workspace.doutput_TQD.rows(0..<tile.count)
         let dquery_TQD = workspace.dquery_TQD.rows(0..<tile.count)
         let dkey_TGD = workspace.dkey_TGD.rows(0..<tile.count)
@@ -98,7 +100,9 @@ struct Attention {
         backend.linearBackward(
             saved.output.output_TQD.flattened, weights.output, firstRow: first, dy_TH, into: doutput_TQD.flattened,
             adds: false)
-        backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
+        if saved.rotated_TQD == nil {
+            backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
+        }
         backend.attentionBackward(
             rotated_TQD, rows.key_UGD, rows.value_UGD, saved.output.output_TQD, saved.output.logSumExp_TQ, doutput_TQD,
             tile.spans, scale: scale, into: dquery_TQD, adding: gradients.key_UGD, gradients.value_UGD)

@@ -23,6 +23,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var keepsWeights = false
     /// What temporaries may take that only save time.
     package var room = ScratchRoom.usual
+    /// Layers that keep activations keep the norms' outputs and rotated queries and keys, too, instead of making them again.
+    package var keepsEverything = false
     /// Generation: a key/value cache a layer instead of one buffer for all.
     package var caches = false
     /// Rows of logits that can be read back; the logits of a training step never exist whole.
@@ -39,7 +41,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     /// What `layers` layers keep.
     package func note(layers: Int) -> String {
         let outputs = min(keptOutputs, layers) - keptLayers
-        return "\(keptLayers) of \(layers) layers keep activations, "
+        let everything = keepsEverything ? " and what norms and rotations give" : ""
+        return "\(keptLayers) of \(layers) layers keep activations\(everything), "
             + (outputs > 0 ? "\(outputs) keep attention's output and recompute the rest" : "the others recompute")
     }
 }

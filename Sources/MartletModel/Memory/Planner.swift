@@ -206,7 +206,10 @@ private struct Room {
             candidate.room = room
             if fits(candidate) { plan = candidate }
         }
-        return plan
+        guard planner.backend.keepsLowProducts, plan.keptLayers == layers else { return plan }
+        var everything = plan
+        everything.keepsEverything = true
+        return fits(everything) ? everything : plan
     }
 
     /// The plan with the largest number of layers under `key` that fits.
