@@ -16,8 +16,8 @@ package struct Planner {
     ///
     /// Free memory is spent on keeping activations, then on keeping decoded weights (the other way round where weights come
     /// over a bus). Too little is answered in the order of what it costs: activations are recomputed, tiles are halved as
-    /// long as that is cheap, hidden states and attention's outputs wait in host memory, ops make do with less for temporaries, then optimizer state
-    /// and then gradients live in host memory, of as few layers as suffice, and tiles become smaller still.
+    /// long as that is cheap, hidden states and attention's outputs wait in host memory, optimizer state and then gradients
+    /// live there, of as few layers as suffice, ops make do with less for temporaries, and tiles become smaller still.
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int, hostLimit: Int = 0
     ) throws(MartletError) -> ExecutionPlan {
@@ -169,21 +169,18 @@ private struct Room {
             if outputsLeave, isLong { plan = moving(plan, \.outputsOut) }
         }
         if fits(plan) { return plan }
-        plan.room = .scant
-        if fits(plan) { return plan }
-        if hostLimit > 0 {
-            // All the way down first: then of as few layers as suffice.
-            let isLora = planner.settings.method == .lora
-            (plan.stateLayersOut, plan.gradientLayersOut) = isLora ? (layers, layers) : (0, 0)
-            // Small tiles cost more than making outputs again.
-            if !outputsLeave { halve(downTo: Room.smallestTile) }
-            guard fits(plan) else { return nil }
-            plan.gradientLayersOut = fewest(plan, \.gradientLayersOut)
-            plan.stateLayersOut = fewest(plan, \.stateLayersOut)
-            return plan
+        // All the way down first: then of as few layers as suffice. An update hides behind the forward pass; attention's
+        // backward pass in parts does not (a third longer at 4096 tokens).
+        if hostLimit > 0, planner.settings.method == .lora {
+            (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
         }
-        halve(downTo: Room.smallestTile)
-        return fits(plan) ? plan : nil
+        if !fits(plan) { plan.room = .scant }
+        // Small tiles cost more than making outputs again.
+        if !plan.outputsOut { halve(downTo: Room.smallestTile) }
+        guard fits(plan) else { return nil }
+        plan.gradientLayersOut = fewest(plan, \.gradientLayersOut)
+        plan.stateLayersOut = fewest(plan, \.stateLayersOut)
+        return plan
     }
 
     /// The least that a plan can be made to take.
