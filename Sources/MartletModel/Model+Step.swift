@@ -87,6 +87,7 @@ extension Model {
         var outcome = StepOutcome()
         outcome.targetCount = step.targetCount
         let embedding = outer(.embedding).value
+        memory.hidden.beginWriting(0)
         for tile in tiles {
             backend.embedding(memory.tokens_T.rows(tile.rows), embedding, into: hidden(0).rows(tile.rows))
         }
@@ -98,6 +99,8 @@ extension Model {
             let rows = keyValueRows(index)
             pending?.update(layer: index)
             memory.hidden.beginWriting(index + 1)
+            let outputLeaves = index < memory.outputLayersOut
+            if outputLeaves { memory.outputsOut.beginWriting(index) }
             for (number, tile) in tiles.enumerated() {
                 let saved = saved(index, tile)
                 layer.forward(
@@ -105,6 +108,7 @@ extension Model {
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
                 if case .sparse(let routing, _) = saved.feedForward { note(routing, index, tile: number) }
             }
+            if outputLeaves { memory.outputsOut.finishWriting(index, rows: wanted) }
             memory.hidden.finishWriting(index + 1, rows: wanted)
         }
         pending?.update(layer: configuration.layerCount)
@@ -140,8 +144,10 @@ extension Model {
         var gradients = LeavingGradients(memory, backend)
         for index in (0..<configuration.layerCount).reversed() {
             let weights = try weights(of: index)
-            memory.hidden.wait(for: index)
-            memory.hidden.fetch(index - 1, rows: rowsOfStep)
+            for tensors in [memory.hidden, memory.outputsOut] {
+                tensors.wait(for: index)
+                tensors.fetch(index - 1, rows: rowsOfStep)
+            }
             gradients.begin(layer: index)
             let rows = keyValueRows(index), x_TH = hidden(index)
             let keeps = memory.kept[index] != nil
@@ -154,7 +160,7 @@ extension Model {
                 if !keeps {
                     layer.forward(
                         x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true,
-                        hasOutput: memory.keptOutputs[index] != nil)
+                        hasOutput: memory.keptOutputs[index] != nil || index < memory.outputLayersOut)
                 }
                 layer.backward(
                     x_TH, weights, tile, rows, dstep, memory.workspace, saved, auxiliary, dhidden_TH.rows(tile.rows))
@@ -244,7 +250,7 @@ extension Model {
     // MARK: Where things are
 
     /// The hidden states entering layer `index`.
-    func hidden(_ index: Int) -> Tensor { memory.hidden[index] }
+    func hidden(_ index: Int) -> Tensor { memory.hidden[index][0] }
     var finalHidden: Tensor { hidden(configuration.layerCount) }
 
     func keyValueRows(_ index: Int) -> KeyValueRows {
@@ -260,6 +266,10 @@ extension Model {
         }
         var saved = activations.saved(for: tile)
         if let output = memory.keptOutputs[index] { saved.attention.output = output.rows(tile.rows) }
+        if index < memory.outputLayersOut {
+            let tensors = memory.outputsOut[index]
+            saved.attention.output = AttentionOutput(output_TQD: tensors[0], logSumExp_TQ: tensors[1]).rows(tile.rows)
+        }
         return saved
     }
 

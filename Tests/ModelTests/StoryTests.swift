@@ -129,6 +129,7 @@ import Testing
             for (hidden, state, gradients) in [(true, 0, 0), (false, 1, 0), (false, 0, 1), (true, 2, 2), (true, 9, 9)] {
                 let found = try run(late: late) { plan in
                     (plan.hiddenOut, plan.stateLayersOut, plan.gradientLayersOut) = (hidden, state, gradients)
+                    plan.outputsOut = state != 1
                     (plan.keptLayers, plan.keptOutputs) = state == 9 ? (1, 2) : (0, 0)
                 }
                 #expect(found == expected, "\(hidden), \(state), \(gradients), late \(late)")

@@ -15,6 +15,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var keptOutputs = 0
     /// What enters each layer waits in host memory for the backward pass.
     package var hiddenOut = false
+    /// So does attention's output, of the layers that do not keep it.
+    package var outputsOut = false
     /// The first this-many layers' optimizer state lives in host memory, where the optimizer reads and writes it.
     package var stateLayersOut = 0
     /// The first this-many layers' gradients of adapters go to host memory, where the optimizer reads them.
@@ -43,6 +45,9 @@ package struct ExecutionPlan: Sendable, Equatable {
         let outputs = min(keptOutputs, layers) - keptLayers
         let kept = "\(keptLayers) of \(layers) layers keep activations"
         if keptLayers == layers { return kept + (keepsEverything ? " and what norms and rotations give" : "") }
+        if outputsOut {
+            return kept + ", the others attention's output, \(layers - keptLayers - max(0, outputs)) of them in host memory"
+        }
         return kept + (outputs > 0 ? ", \(outputs) attention's output only" : "") + ", others recompute what they need"
     }
 }

@@ -24,7 +24,7 @@ final class ModelMemory {
     /// Slots for decoded layer weights: one, or one a layer; nothing where the parameter itself is computed with.
     let layerSlots: [[Weight.Kind: Tensor]]
     let rope: RoPE
-    let hidden: HiddenStates
+    let hidden: LayerTensors
     let dhidden_TH: Tensor?
     /// Rotated keys and values of the step; one a layer when generating, else shared.
     let keyValueRows: [KeyValueRows]
@@ -33,6 +33,9 @@ final class ModelMemory {
     let kept: [Int: SavedActivations]
     /// Of the whole step, one a layer that recomputes the rest.
     let keptOutputs: [Int: AttentionOutput]
+    /// Of the layers before those, where attention's output waits in host memory: the first `outputLayersOut`.
+    let outputsOut: LayerTensors
+    let outputLayersOut: Int
     /// Shared by the other layers, by whether the layer is sparse.
     let recomputed: [Bool: SavedActivations]
     let workspace: Workspace
@@ -72,8 +75,10 @@ final class ModelMemory {
             cosine_PJ: arena.carve([plan.maximumLength, D / 2], .float32, for: .weights),
             sine_PJ: arena.carve([plan.maximumLength, D / 2], .float32, for: .weights))
 
-        hidden = HiddenStates(
-            count: L + 1, [T, c.hiddenSize], trains: settings.trains, leaves: plan.hiddenOut, backend, in: memory)
+        // Without a backward pass two are enough; the loss uses the last one up at once.
+        hidden = LayerTensors(
+            [([T, c.hiddenSize], dtype)], slots: settings.trains && !plan.hiddenOut ? L + 1 : 2,
+            homes: plan.hiddenOut ? L : 0, for: .hidden, backend, in: memory)
         dhidden_TH = settings.trains ? arena.carve([T, c.hiddenSize], dtype, for: .hidden) : nil
         func carveRows(_ row: Arena.Row) -> KeyValueRows {
             KeyValueRows(
@@ -99,6 +104,10 @@ final class ModelMemory {
                 let logSumExp_TQ = arena.carve([T, c.queryHeadCount], for: .kept)
                 return ($0, AttentionOutput(output_TQD: output_TQD, logSumExp_TQ: logSumExp_TQ))
             })
+        outputLayersOut = plan.outputsOut ? L - max(plan.keptOutputs, plan.keptLayers) : 0
+        outputsOut = LayerTensors(
+            [([T, c.queryHeadCount, D], dtype), ([T, c.queryHeadCount], .float32)], slots: min(2, outputLayersOut),
+            homes: outputLayersOut, for: .kept, backend, in: memory)
         let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })
         recomputed = Dictionary(
             uniqueKeysWithValues: [true, false].filter(kinds.contains).map {

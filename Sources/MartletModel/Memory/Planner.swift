@@ -16,8 +16,8 @@ package struct Planner {
     ///
     /// Free memory is spent on keeping activations, then on keeping decoded weights (the other way round where weights come
     /// over a bus). Too little is answered in the order of what it costs: activations are recomputed, tiles are halved as
-    /// long as that is cheap, hidden states wait in host memory, ops make do with less for temporaries, then optimizer state
-    /// and then gradients live in host memory, of as few layers as suffice, and tiles become smaller still.
+    /// long as that is cheap, hidden states and attention's outputs wait in host memory, optimizer state and then gradients
+    /// live there, of as few layers as suffice, ops make do with less for temporaries, and tiles become smaller still.
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int, hostLimit: Int = 0
     ) throws(MartletError) -> ExecutionPlan {
@@ -30,8 +30,10 @@ package struct Planner {
         // Where weights come over a bus, all else gives way to them.
         let starts = backend.fetchesWeightsSlowly ? [resident, start] : [start]
         for candidate in starts {
-            guard let plan = room.fitting(candidate, halvesTiles: tileTokens == nil) else { continue }
-            return room.filling(plan)
+            for outputsLeave in [true, false] {
+                let plan = room.fitting(candidate, halvesTiles: tileTokens == nil, outputsLeave: outputsLeave)
+                if let plan { return room.filling(plan) }
+            }
         }
         throw doesNotFit(start, limit, room)
     }
@@ -108,7 +110,7 @@ package struct Planner {
         case .adapters: "the lower halves of \(plan.stateLayersOut) of \(layers) layers' float32 numbers"
         case .optimizer: "\(plan.stateLayersOut) of \(layers) layers, read and written over the bus by the optimizer"
         case .gradients: "\(plan.gradientLayersOut) of \(layers) layers, read over the bus by the optimizer"
-        case .hidden: "between layers' forward and backward pass, copied behind other layers' work"
+        case .hidden, .kept: "between layers' forward and backward pass, copied behind other layers' work"
         default: nil
         }
     }
@@ -152,7 +154,7 @@ private struct Room {
     }
 
     /// The plan with what it takes to make it fit, least cost first; nil where nothing does.
-    func fitting(_ plan: ExecutionPlan, halvesTiles: Bool) -> ExecutionPlan? {
+    func fitting(_ plan: ExecutionPlan, halvesTiles: Bool, outputsLeave: Bool) -> ExecutionPlan? {
         var plan = plan
         func halve(downTo smallest: Int) {
             while !fits(plan), halvesTiles, plan.tileTokens > smallest {
@@ -160,22 +162,25 @@ private struct Room {
             }
         }
         halve(downTo: min(plan.tileTokens, Room.cheapTile))
-        if hostLimit > 0, !fits(everythingKept(plan)) { plan = movingHidden(plan) }
-        if fits(plan) { return plan }
-        plan.room = .scant
-        if fits(plan) { return plan }
-        if hostLimit > 0 {
-            // All the way down first: then of as few layers as suffice.
-            let isLora = planner.settings.method == .lora
-            (plan.stateLayersOut, plan.gradientLayersOut) = isLora ? (layers, layers) : (0, 0)
-            halve(downTo: Room.smallestTile)
-            guard fits(plan) else { return nil }
-            plan.gradientLayersOut = fewest(plan, \.gradientLayersOut)
-            plan.stateLayersOut = fewest(plan, \.stateLayersOut)
-            return plan
+        if hostLimit > 0, !fits(everythingKept(plan)) {
+            plan = moving(plan, \.hiddenOut)
+            // Of short sequences an output is made again in the time that it takes to bring it.
+            let isLong = plan.maximumLength >= planner.configuration.hiddenSize
+            if outputsLeave, isLong { plan = moving(plan, \.outputsOut) }
         }
-        halve(downTo: Room.smallestTile)
-        return fits(plan) ? plan : nil
+        if fits(plan) { return plan }
+        // All the way down first: then of as few layers as suffice. An update hides behind the forward pass; attention's
+        // backward pass in parts does not (a third longer at 4096 tokens).
+        if hostLimit > 0, planner.settings.method == .lora {
+            (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
+        }
+        if !fits(plan) { plan.room = .scant }
+        // Small tiles cost more than making outputs again.
+        if !plan.outputsOut { halve(downTo: Room.smallestTile) }
+        guard fits(plan) else { return nil }
+        plan.gradientLayersOut = fewest(plan, \.gradientLayersOut)
+        plan.stateLayersOut = fewest(plan, \.stateLayersOut)
+        return plan
     }
 
     /// The least that a plan can be made to take.
@@ -194,7 +199,9 @@ private struct Room {
         var plan = plan
         if planner.settings.trains {
             // An output takes S / 2 multiplications a byte to make again, the rest H / 2 and what norms and launches take.
-            if plan.maximumLength >= 2 * planner.configuration.hiddenSize { plan = most(plan, \.keptOutputs) }
+            if plan.maximumLength >= 2 * planner.configuration.hiddenSize, !plan.outputsOut {
+                plan = most(plan, \.keptOutputs)
+            }
             plan = most(plan, \.keptLayers)
             plan = most(plan, \.keptOutputs)
         }
@@ -228,9 +235,10 @@ private struct Room {
         return plan
     }
 
-    private func movingHidden(_ plan: ExecutionPlan) -> ExecutionPlan {
+    /// The plan with something in host memory, if there is room.
+    private func moving(_ plan: ExecutionPlan, _ what: WritableKeyPath<ExecutionPlan, Bool>) -> ExecutionPlan {
         var moved = plan
-        moved.hiddenOut = true
+        moved[keyPath: what] = true
         return planner.hostByteCount(moved) <= hostLimit ? moved : plan
     }
 
