@@ -6,6 +6,9 @@ static const unsigned char common[] = {
 static const unsigned char sm90[] = {
 #embed "kernels/sm90.cuh"
 };
+static const unsigned char wgmma[] = {
+#embed "kernels/wgmma.cuh"
+};
 static const unsigned char experts[] = {
 #embed "kernels/experts.cuh"
 };
@@ -14,6 +17,9 @@ static const unsigned char routing[] = {
 };
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
+};
+static const unsigned char grouped_gemm_dx_sm90[] = {
+#embed "kernels/grouped_gemm_dx_sm90.cu"
 };
 static const unsigned char grouped_gemm_sm80[] = {
 #embed "kernels/grouped_gemm_sm80.cu"
@@ -100,9 +106,11 @@ static const unsigned char attention_plain[] = {
 static const MartletKernelSource sources[] = {
     {"common.cuh", common, sizeof common},
     {"sm90.cuh", sm90, sizeof sm90},
+    {"wgmma.cuh", wgmma, sizeof wgmma},
     {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
+    {"grouped_gemm_dx_sm90.cu", grouped_gemm_dx_sm90, sizeof grouped_gemm_dx_sm90},
     {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
     {"combine.cu", combine, sizeof combine},
     {"bias.cu", bias, sizeof bias},

@@ -31,6 +31,8 @@ def times(works):
 def routing(kind, E, T, K):
     if kind == "even":
         return (torch.arange(T * K) % E)[torch.randperm(T * K)]
+    if kind == "drawn":
+        return torch.rand(T, E).topk(K).indices.flatten()
     # Skewed: expert popularity falls geometrically so that the largest has about 8 times the mean.
     p = torch.exp(-torch.arange(E) / (E / 8.0)) + 0.02
     return torch.multinomial(p / p.sum(), T * K, replacement=True)
@@ -72,6 +74,7 @@ for argument in sys.argv[1:] or ["512"]:
         rows = int(argument[3:])
         bench(f"gpt-oss {rows}", routing("even", 32, rows * 8, 4), 2880, 2880, 32, 4, 16)
     else:
-        kind, rows = ("skewed", int(argument[4:])) if argument.startswith("skew") else ("even", int(argument))
+        kind = {"skew": "skewed", "drawn": "drawn", "": "even"}[argument.rstrip("0123456789")]
+        rows = int(argument.lstrip("skewdran"))
         bench(f"Qwen3-30B-A3B {rows} {kind}", routing(kind, 128, rows * 16, 8), 2048, 768, 128, 8, 16)
     torch.cuda.empty_cache()

@@ -106,6 +106,7 @@ class Experts:
         ints = lambda n: torch.full((n,), -1, device="cuda", dtype=torch.int32)
         self.order, self.position, self.offset = ints(R), ints(R), ints(E + 1)
         self.tiles, self.tile_count = ints(4 * (R // 128 + E)), ints(1)
+        self.parts, self.part_count = ints(4 * (R // 192 + E)), ints(1)
         # One row more than needed: it must stay NaN.
         self.gate_up, self.act, self.out = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
         self.dgate_up, self.act2, self.dxr = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
@@ -128,6 +129,7 @@ class Experts:
         m = Module("routing", EXPERTS=self.E)
         m("routing_order", self.E, 1024, self.ids, self.order, self.position, self.offset, self.R)
         m("routing_tiles", 1, 1024, self.offset, self.tiles, self.tile_count)
+        m("routing_parts", 1, 1024, self.offset, self.parts, self.part_count)
 
     def gemm(self, mode, in_place=False):
         """`in_place`: dgateUp goes where gateUp stands."""
@@ -139,7 +141,7 @@ class Experts:
                 self.partial, R)
         if portable: return self.gemm_portable(mode, defines, rest)
         wide = 2 * F
-        dense, inner = [64, 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
+        dense, inner = [64, 48 if mode == DX else 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
         a, k = {UP: (self.x, H), DOWN: (self.act, F), DACT: (self.dy, H), DX: (self.dgate_up, wide)}[mode]
         b, sizes = (self.wgu, [H, wide, E]) if mode in (UP, DX) else (self.wd, [F, H, E])
         if not hasattr(self, "maps"): self.maps = {}
@@ -152,6 +154,9 @@ class Experts:
             else:
                 maps += maps
             self.maps[mode] = maps
+        if mode == DX:
+            return Module("grouped_gemm_dx_sm90", **defines)(
+                "grouped_gemm_dx", self.grid, 384, *self.maps[mode], self.parts, self.part_count, out, shared=216256)
         Module("grouped_gemm_sm90", **defines)("grouped_gemm", self.grid, 384, *self.maps[mode], a, *rest, shared=231520)
 
     def gemm_portable(self, mode, defines, rest):

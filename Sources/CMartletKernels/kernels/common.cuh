@@ -14,7 +14,8 @@ struct alignas(16) Vector {
     u32 x, y, z, w;
 };
 
-/// One block of at most 128 consecutive rows of `order_R`, all of one expert: an entry of the tile map.
+/// One block of consecutive rows of `order_R`, all of one expert: an entry of the tile map (at most 128 rows) or one of the parts
+/// that grouped_gemm_dx_sm90.cu takes (at most 192).
 struct alignas(16) Tile {
     int expert;
     /// Position of the first row in `order_R`.
@@ -24,6 +25,9 @@ struct alignas(16) Tile {
 };
 
 constexpr int tile_rows = 128;
+constexpr int part_rows = 192;
+/// All parts of an expert but the last are a multiple of this.
+constexpr int part_unit = 16;
 
 /// The first statement of every kernel. The host launches each with leave to be set up while the last blocks of the kernel before
 /// it end (programmatic dependent launch, sm_90 and newer); this waits until all before it are complete and their writes visible.

@@ -1,14 +1,14 @@
-// The four grouped GEMMs of a layer's experts on Hopper, one kernel specialised by MODE.
+// Three of the four grouped GEMMs of a layer's experts on Hopper, one kernel specialised by MODE; the fourth is
+// grouped_gemm_dx_sm90.cu.
 //
 // Math       UP    gateUp_RF = x[token] Wgu^T + p1 B1^T,  act = silu(gate) * up
 //            DOWN  out_RH   = act Wd^T + p2 B2^T
 //            DACT  dact_RF  = dy[token] Wd + q2 A2; dgateUp_RF = weight * dSwiGLU(gateUp, dact), act again,
 //                  partial[n][r] = <act, dact> over the columns of tile n (their sum is the routing weight's gradient)
-//            DX    dx_RH    = dgateUp Wgu + q1 A1
-//            The adapter is one more step of K: [x | p] [W | B]. p1, p2, q1, q2 [R, r] carry its scale (lora_project.cu).
+//            The adapter is one more step of K: [x | p] [W | B]. p1, p2, q2 [R, r] carry its scale (lora_project.cu).
 // Shapes     rows in the order of `order_R`; Wgu [E, 2F, H] (gate rows first) and Wd [E, H, F] as in checkpoints; A [E, r, I],
 //            B [E, O, r]. F and H multiples of 8, r of 8; edges of tiles are predicated, so any counts of rows are right.
-// Budget     UP and DX 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
+// Budget     UP 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
 // Design     three warpgroups: one fills a ring of five K steps, two multiply in turns (ping-pong), each a tile of 128 rows x
 //            192 columns of its own, so that one's epilogue runs under the other's products. A tile of at most 64 rows
@@ -17,12 +17,12 @@
 // Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 231520 bytes of
 //            dynamic shared memory. Persistent: block b takes tiles b, b + grid, ...; the count of tiles is read on the
 //            device. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost first):
-//              a      DOWN act {F, R}, DX dgateUp {2F, R}, box {64, 128}; UP and DACT gather rows themselves
+//              a      DOWN act {F, R}, box {64, 128}; UP and DACT gather rows themselves
 //              b      UP Wgu {H, 2F, E}, box {64, 96, 1}; DOWN Wd {F, H, E}, box {64, 192, 1};
-//                     DACT Wd {F, H, E}, DX Wgu {H, 2F, E}, box {64, 64, 1}
+//                     DACT Wd {F, H, E}, box {64, 64, 1}
 //              a_ext  p or q {r, R}, box {64, 128}
 //              b_ext  UP B1 {r, 2F, E}, box {64, 96, 1}; DOWN B2 {r, H, E}, box {64, 192, 1};
-//                     DACT A2 {F, r, E}, DX A1 {H, r, E}, box {64, 64, 1}
+//                     DACT A2 {F, r, E}, box {64, 64, 1}
 // Numerics   bf16 operands, float accumulators over K in order: reproducible. act is made from the rounded gate and up, so
 //            the backward pass makes the same bytes again. dact is rounded to bf16. dgateUp may overwrite gateUp:
 //            each element is read by the thread that writes it.
@@ -31,9 +31,9 @@
 #include "sm90.cuh"
 
 constexpr bool gathers = MODE == UP || MODE == DACT;
-constexpr bool b_transposed = MODE == DACT || MODE == DX;
-constexpr int k_size = MODE == UP || MODE == DACT ? HIDDEN : MODE == DOWN ? INNER : 2 * INNER;
-constexpr int columns = MODE == UP || MODE == DACT ? INNER : HIDDEN;
+constexpr bool b_transposed = MODE == DACT;
+constexpr int k_size = MODE == DOWN ? INNER : HIDDEN;
+constexpr int columns = MODE == DOWN ? HIDDEN : INNER;
 /// Output columns of a tile; UP has the gate and the up column of each.
 constexpr int tile_columns = MODE == UP ? 96 : 192;
 constexpr int column_tiles = ceil_div(columns, tile_columns);

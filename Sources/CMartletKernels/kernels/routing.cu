@@ -1,11 +1,13 @@
 // The order in which the expert kernels walk the routed rows, made on the device.
 //
 // Math       order_R: flat indices t K + k grouped by expert, ascending inside a group; position_R its inverse; offset_E1 the
-//            groups' starts; tiles: blocks of at most 128 consecutive rows of one expert, by expert and row.
-// Shapes     expert_TK int32 [R]; order, position int32 [R]; offset int32 [E + 1]; tiles [R / 128 + E]; tile_count int32 [1].
+//            groups' starts; tiles: blocks of at most 128 consecutive rows of one expert, by expert and row; parts: the same
+//            for grouped_gemm_dx_sm90.cu, an expert's rows in the fewest blocks of at most 192, which differ by 16 or so.
+// Shapes     expert_TK int32 [R]; order, position int32 [R]; offset int32 [E + 1]; tiles [R / 128 + E]; parts [R / 192 + E];
+//            tile_count, part_count int32 [1].
 // Budget     each expert's block reads the R ids twice, from L2: 8 R E bytes; nothing else counts.
-// Launch     -DEXPERTS (at most 1024). `routing_order` <<<E, 1024>>>, then `routing_tiles` <<<1, 1024>>>. No grid depends on the
-//            routing, and the host never reads a count.
+// Launch     -DEXPERTS (at most 1024). `routing_order` <<<E, 1024>>>, then `routing_tiles` and `routing_parts` <<<1, 1024>>>. No
+//            grid depends on the routing, and the host never reads a count.
 // Numerics   integers in a fixed order: the same bytes each run, no atomics. Ids outside 0 ..< E are the caller's fault.
 // Reference  CPUBackend.route.
 #include "common.cuh"
@@ -95,6 +97,24 @@ extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offs
         tiles[index++] = Tile{expert, start + row, min(tile_rows, count - row), 0};
     }
     if (threadIdx.x == 0) *tile_count = total;
+}
+
+/// Rows are dealt out by `part_unit`; the first parts have one unit more if they do not come out even.
+extern "C" __global__ void __launch_bounds__(1024) routing_parts(const int* offset_E1, Tile* parts, int* part_count) {
+    begin_kernel();
+    __shared__ int shared[32];
+    const int expert = threadIdx.x;
+    const int start = expert < EXPERTS ? offset_E1[expert] : 0;
+    const int count = expert < EXPERTS ? offset_E1[expert + 1] - start : 0;
+    const int mine = ceil_div(count, part_rows), units = ceil_div(count, part_unit);
+    int total;
+    parts += block_scan(mine, shared, total);
+    for (int i = 0, row = 0; i < mine; ++i) {
+        const int rows = min(part_unit * (units / mine + (i < units % mine)), count - row);
+        parts[i] = Tile{expert, start + row, rows, 0};
+        row += rows;
+    }
+    if (threadIdx.x == 0) *part_count = total;
 }
 
 /// The inverse of an order that is there already: position[order[i]] = i. <<<R / 256 rounded up, 256>>>

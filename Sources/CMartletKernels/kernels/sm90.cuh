@@ -59,6 +59,12 @@ __device__ __forceinline__ void store_matrices(u32 address, u32 r0, u32 r1, u32 
                  ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
 
+/// The reverse of a transposing ldmatrix: lane l gives the address of column l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices_transposed(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                 ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
+}
+
 // MARK: Register budgets
 
 template <int N> __device__ __forceinline__ void register_increase() {

@@ -4,7 +4,7 @@ internal import MartletCore
 struct GroupedScratch {
     // The adapters in bf16, at the padded rank; B also transposed, as the backward pass reads it.
     let a1_EAH, b1_EFA, b1_EAF, a2_EAF, b2_EHA, b2_EAH: Tensor
-    let position_R, tiles, tileCount: Tensor
+    let position_R, tiles, tileCount, parts, partCount: Tensor
     let act_RF: Tensor
     /// The down projection's output, or the gradient of the rows of x.
     let rows_RH: Tensor
@@ -23,6 +23,8 @@ struct GroupedScratch {
         position_R = scratch.take([s.r], .int32)
         tiles = scratch.take([s.tileCount, 4], .int32)
         tileCount = scratch.take([1], .int32)
+        parts = scratch.take([s.partCount, 4], .int32)
+        partCount = scratch.take([1], .int32)
         act_RF = half(&scratch, [s.r, s.f])
         rows_RH = half(&scratch, [s.r, s.h])
         p_RA = half(&scratch, [s.r, s.a])
@@ -234,10 +236,21 @@ struct GroupedExperts {
             .int(size.r),
         ]
         guard path == .hopper else { return portable(mode, a, defines, rest, hasAdapter: hasAdapter) }
+        let maps = tensorMaps(mode, a, hasAdapter: hasAdapter).map(KernelArgument.map)
+        guard mode != .dx else { return inputGradient(maps, defines, into: out) }
         let kernel = device.kernel("grouped_gemm_sm90.cu", "grouped_gemm", defines, sharedBytes: 231_520)
+        device.launch(kernel, Grid(device.multiprocessorCount), block: 384, maps + rest)
+    }
+
+    /// dX on Hopper: tiles of its own, which follow the routing more closely.
+    private func inputGradient(_ maps: [KernelArgument], _ defines: [KernelDefine], into out: Tensor) {
+        device.launch(
+            device.kernel("routing.cu", "routing_parts", [KernelDefine("EXPERTS", size.e)]), 1, block: 1024,
+            [.tensor(routing.offset_E1), .tensor(scratch.parts), .tensor(scratch.partCount)])
+        let kernel = device.kernel("grouped_gemm_dx_sm90.cu", "grouped_gemm_dx", defines, sharedBytes: 216_256)
         device.launch(
             kernel, Grid(device.multiprocessorCount), block: 384,
-            tensorMaps(mode, a, hasAdapter: hasAdapter).map(KernelArgument.map) + rest)
+            maps + [.tensor(scratch.parts), .tensor(scratch.partCount), .tensor(out)])
     }
 
     private func portable(
@@ -264,10 +277,10 @@ struct GroupedExperts {
         }
     }
 
-    /// The maps of a, b and the adapter's extension of both; sizes innermost first, boxes as the kernel's header says.
+    /// The maps of a, b and the adapter's extension of both; sizes innermost first, boxes as the kernels' headers say.
     private func tensorMaps(_ mode: Mode, _ a: Tensor, hasAdapter: Bool) -> [TensorMap] {
         let (r, h, f, e, rank) = (size.r, size.h, size.f, size.e, size.a)
-        let rows = [64, 128]
+        let rows = mode == .dx ? [64, 48] : [64, 128]
         func map(_ tensor: Tensor, _ sizes: [Int], _ box: [Int]) -> TensorMap {
             device.tensorMap(tensor, sizes: sizes, box: box)
         }

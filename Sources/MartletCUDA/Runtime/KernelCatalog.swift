@@ -38,7 +38,8 @@ package enum KernelCatalog {
                 ]
                 let variant = KernelVariant("grouped_gemm_sm80.cu", defines + portable)
                 guard architecture.capability == 90 else { return [variant] }
-                return [KernelVariant("grouped_gemm_sm90.cu", defines), variant]
+                let file = mode == .dx ? "grouped_gemm_dx_sm90.cu" : "grouped_gemm_sm90.cu"
+                return [KernelVariant(file, defines), variant]
             }
         }
     }
