@@ -30,11 +30,23 @@ static const unsigned char experts_loop[] = {
 static const unsigned char lora_pack[] = {
 #embed "kernels/lora_pack.cu"
 };
+static const unsigned char lora_pad[] = {
+#embed "kernels/lora_pad.cu"
+};
 static const unsigned char lora_project[] = {
 #embed "kernels/lora_project.cu"
 };
 static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
+};
+static const unsigned char projection_sm90[] = {
+#embed "kernels/projection_sm90.cu"
+};
+static const unsigned char projection_low[] = {
+#embed "kernels/projection_low.cu"
+};
+static const unsigned char projection_gradient[] = {
+#embed "kernels/projection_gradient.cu"
 };
 static const unsigned char elements[] = {
 #embed "kernels/elements.cuh"
@@ -62,6 +74,9 @@ static const unsigned char random[] = {
 };
 static const unsigned char router[] = {
 #embed "kernels/router.cu"
+};
+static const unsigned char copy[] = {
+#embed "kernels/copy.cu"
 };
 static const unsigned char cross_entropy[] = {
 #embed "kernels/cross_entropy.cu"
@@ -93,8 +108,12 @@ static const MartletKernelSource sources[] = {
     {"bias.cu", bias, sizeof bias},
     {"experts_loop.cu", experts_loop, sizeof experts_loop},
     {"lora_pack.cu", lora_pack, sizeof lora_pack},
+    {"lora_pad.cu", lora_pad, sizeof lora_pad},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+    {"projection_sm90.cu", projection_sm90, sizeof projection_sm90},
+    {"projection_low.cu", projection_low, sizeof projection_low},
+    {"projection_gradient.cu", projection_gradient, sizeof projection_gradient},
     {"elements.cuh", elements, sizeof elements},
     {"random.cuh", random_header, sizeof random_header},
     {"elementwise.cu", elementwise, sizeof elementwise},
@@ -104,6 +123,7 @@ static const MartletKernelSource sources[] = {
     {"reduce.cu", reduce, sizeof reduce},
     {"random.cu", random, sizeof random},
     {"router.cu", router, sizeof router},
+    {"copy.cu", copy, sizeof copy},
     {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
     {"optimizer.cu", optimizer, sizeof optimizer},
     {"flash.cuh", flash, sizeof flash},

@@ -19,6 +19,9 @@ package final class CPUBackend: Backend {
     var scratchMemory: Tensor?
     /// The widest product whose buffers every thread has already.
     var warmColumns = 0
+    /// For tests: a copy is made when it is waited for, which is as late as it may be.
+    package var copiesLate = false
+    var lateCopies: [(x_N: Tensor, y_N: Tensor)] = []
     /// Partial results of the reductions over whole tensors, one for each fixed part.
     let partials: UnsafeMutablePointer<Double>
 

@@ -23,13 +23,6 @@ extension CPUBackend {
         }
     }
 
-    package func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)]) {
-        for (x_N, y_N) in pairs {
-            let bytes = UnsafeRawBufferPointer(start: x_N.floats, count: x_N.byteCount)
-            upload(bytes, as: .float32, into: y_N)
-        }
-    }
-
     package func download(_ source: Tensor, into destination: UnsafeMutableRawBufferPointer) {
         precondition(destination.count == source.byteCount, "download: \(destination.count) bytes of \(source.shape)")
         guard source.count > 0, let to = destination.baseAddress else { return }

@@ -7,6 +7,24 @@ import Darwin
 #endif
 
 extension CPUBackend {
+    /// The host's memory is the memory.
+    package func makeHostArena(byteCount: Int) throws(MartletError) -> Arena { try makeArena(byteCount: byteCount) }
+
+    package func transfer(_ x_N: Tensor, to y_N: Tensor) -> Transfer {
+        guard copiesLate else {
+            set(y_N, to: x_N)
+            return Transfer()
+        }
+        lateCopies.append((x_N, y_N))
+        return Transfer(number: lateCopies.count - 1)
+    }
+
+    package func wait(for transfer: Transfer) {
+        guard copiesLate else { return }
+        let (x_N, y_N) = lateCopies[transfer.number]
+        set(y_N, to: x_N)
+    }
+
     package func makeArena(byteCount: Int) throws(MartletError) -> Arena {
         let size = roundUp(max(byteCount, 1), to: 4096)
         let free = availableMemory()

@@ -3,39 +3,68 @@ package import MartletCore
 /// Training on one NVIDIA GPU: bfloat16 activations and frozen weights, float32 trained parameters and sums.
 ///
 /// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
-/// same bytes.
+/// same bytes, unless a faster attention was asked for that has none.
 package final class CUDABackend: Backend {
     package let computeDType: DType
     package let name: String
     package let preferredTileTokens = 16384
     package let fetchesWeightsSlowly = true
     package let keepsLowProducts = true
+    /// Whether the same inputs have to give the same bytes.
+    private let wantsOrder: Bool
 
     let device: Device
     let blas: BLAS
     let staging: Staging
     /// How experts are computed where nothing stands against it.
     let expertsPath: ExpertsPath
+    /// How attention is computed where it can be; else by the next.
+    let attentionPath: AttentionPath
     let tables: TensorTables
     let attentionTables: AttentionTables
+    let sideCopies: SideCopies
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
-    private(set) lazy var cudnnAttention = computeDType == .bfloat16 ? CuDNNAttention(device, staging) : nil
+    private(set) lazy var cudnnAttention = makeAttention()
+    private var missingAttention: MartletError?
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
+    /// What that was planned with.
+    var room = ScratchRoom.usual
 
     /// `computeDType` is bfloat16, or float32 for checking.
-    package init(index: Int = 0, computeDType: DType = .bfloat16) throws(MartletError) {
+    package init(
+        index: Int = 0, computeDType: DType = .bfloat16, isDeterministic: Bool = true
+    ) throws(MartletError) {
         precondition(computeDType == .bfloat16 || computeDType == .float32)
         self.computeDType = computeDType
+        wantsOrder = isDeterministic
         device = try Device(index: index)
         blas = try BLAS(device)
         staging = try Staging(device)
         expertsPath = try CUDABackend.expertsPath(capability: device.capability)
+        attentionPath = try CUDABackend.attentionPath()
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
+        sideCopies = try SideCopies(device)
     }
+
+    private func makeAttention() -> CuDNNAttention? {
+        guard computeDType == .bfloat16, attentionPath == .cudnn else { return nil }
+        do throws(MartletError) {
+            return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
+        } catch {
+            missingAttention = error
+            return nil
+        }
+    }
+
+    /// Why cuDNN did not compute attention, if it did not somewhere.
+    package var attentionRefusal: MartletError? { cudnnAttention?.plans.refusal ?? missingAttention }
+
+    /// Whether the same inputs give the same bytes.
+    package var isDeterministic: Bool { cudnnAttention?.isDeterministic ?? true }
 
     /// An empty layout over the scratch memory, for one op.
     func scratch() -> Scratch { Scratch(scratchMemory) }
@@ -49,7 +78,7 @@ package final class CUDABackend: Backend {
         return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
-            + (cudnnAttention?.cudnn.version ?? "our own kernels")
+            + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))
     }
 
     /// Bytes of the GPU's memory in use, by this process or any other.
@@ -64,7 +93,9 @@ package final class CUDABackend: Backend {
 
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {
+        cudnnAttention?.plans.finish()
         device.synchronize()
+        sideCopies.synchronize()
         if let failure = device.takeFailure() { throw failure }
     }
 }

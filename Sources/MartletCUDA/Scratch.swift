@@ -34,7 +34,7 @@ struct Scratch {
 extension CUDABackend {
     package func reserveScratch(for shapes: ScratchShapes, in arena: Arena) {
         let memory = arena.carve([scratchByteCount(for: shapes)], .uint8, for: .workspace)
-        if !arena.isMeasuring { scratchMemory = memory }
+        if !arena.isMeasuring { (scratchMemory, room) = (memory, shapes.room) }
         blas.reserveWorkspace(in: arena)
         tables.reserve(in: arena)
         attentionTables.reserve(tokens: shapes.tokens, in: arena)
@@ -54,13 +54,21 @@ extension CUDABackend {
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
                     drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
             },
+            {
+                guard self.device.capability == 90, self.computeDType == .bfloat16 else { return }
+                _ = ProjectionScratch(
+                    &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank)
+            },
             { self.reserveExperts(&$0, shapes) },
             { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
             { self.cudnnAttention?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
             { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
-            { _ = CrossEntropyScratch(&$0, rows: s.tokens, vocabulary: s.vocabulary, self.computeDType) },
+            {
+                _ = CrossEntropyScratch(
+                    &$0, rows: s.tokens, vocabulary: s.vocabulary, room: s.room, self.computeDType)
+            },
         ]
         return layouts.reduce(1 << 20) { most, layout in
             var scratch = Scratch.measuring()

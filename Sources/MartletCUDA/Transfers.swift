@@ -1,3 +1,4 @@
+internal import Dispatch
 package import MartletCore
 
 /// Pinned host memory that copies go through: two halves in turns, so that filling one hides behind copying the other.
@@ -34,13 +35,14 @@ final class Staging {
         return (index, base + index * Staging.halfByteCount)
     }
 
-    /// Fills the device memory at `address`, `byteCount` bytes, a piece at a time by `fill(range of bytes, host memory)`.
+    /// Fills the device memory at `address`, `byteCount` bytes, a piece at a time by `fill(range of bytes, host memory)`,
+    /// which is called by several threads where there is much to do: one alone is slower than the way to the GPU.
     func send(_ byteCount: Int, to address: UInt, _ fill: (Range<Int>, UnsafeMutableRawPointer) -> Void) {
         for start in stride(from: 0, to: byteCount, by: Staging.halfByteCount) {
             guard device.failure == nil else { return }
             let range = start..<min(start + Staging.halfByteCount, byteCount)
             let half = take()
-            fill(range, half.memory)
+            inParallel(range) { fill($0, half.memory + ($0.lowerBound - range.lowerBound)) }
             device.check(
                 device.driver.copyToDevice(address + UInt(start), half.memory, range.count, device.stream),
                 "a copy of \(range.count) bytes to the GPU")
@@ -66,6 +68,18 @@ final class Staging {
             device.synchronize()
             (destination + start).copyMemory(from: half.memory, byteCount: count)
         }
+    }
+}
+
+/// Calls `body` with the parts of a range of bytes, each on a processor of its own.
+private func inParallel(_ range: Range<Int>, _ body: (Range<Int>) -> Void) {
+    let part = 256 << 10
+    guard range.count >= 2 * part else { return body(range) }
+    // The parts have nothing in common, which the compiler cannot know.
+    nonisolated(unsafe) let body = body
+    DispatchQueue.concurrentPerform(iterations: ceilDiv(range.count, part)) { i in
+        let start = range.lowerBound + i * part
+        body(start..<min(start + part, range.upperBound))
     }
 }
 
@@ -108,15 +122,18 @@ extension CUDABackend {
     }
 
     package func zero(_ x_N: Tensor) {
-        guard x_N.count > 0, device.failure == nil else { return }
-        device.check(device.driver.fillBytes(x_N.address, 0, x_N.byteCount, device.stream), "zeroing \(x_N.shape)")
+        launchBytes("zero_bytes", x_N.byteCount, [.tensor(x_N)])
     }
 
     package func set(_ y_N: Tensor, to x_N: Tensor) {
         precondition(x_N.dtype == y_N.dtype && x_N.count == y_N.count)
-        guard x_N.count > 0, device.failure == nil else { return }
-        device.check(
-            device.driver.copyOnDevice(y_N.address, x_N.address, x_N.byteCount, device.stream), "copying \(x_N.shape)")
+        launchBytes("copy_bytes", x_N.byteCount, [.tensor(x_N), .tensor(y_N)])
+    }
+
+    private func launchBytes(_ entry: String, _ byteCount: Int, _ tensors: [KernelArgument]) {
+        guard byteCount > 0 else { return }
+        device.launch(
+            device.kernel("copy.cu", entry), Grid(ceilDiv(byteCount, 16384)), block: 256, tensors + [.long(byteCount)])
     }
 }
 

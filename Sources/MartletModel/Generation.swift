@@ -19,8 +19,8 @@ package final class Generation {
                 because: "\(count + tokens.count) tokens were to go into \(model.plan.stepTokens) rows",
                 fix: "ask for fewer tokens, shorten the prompt, or raise --context")
         }
+        model.settle()
         var logits: [Float] = []
-        model.refreshWorkingValues()
         for start in stride(from: 0, to: tokens.count, by: model.plan.tileTokens) {
             let chunk = Array(tokens[start..<min(start + model.plan.tileTokens, tokens.count)])
             logits = try feed(chunk: chunk, isLast: start + chunk.count == tokens.count)
@@ -46,7 +46,7 @@ package final class Generation {
             let weights = try model.weights(of: index)
             model.layer.forward(
                 model.hidden(index).rows(0..<n), weights, tile, model.keyValueRows(index), memory.workspace,
-                into: model.hidden(index + 1).rows(0..<n), saving: model.savedActivations(index).saved(for: tile))
+                into: model.hidden(index + 1).rows(0..<n), saving: model.saved(index, tile))
         }
         count += n
         return isLast ? model.floats(model.logits(of: model.finalHidden.rows(n - 1..<n))[0]) : []

@@ -22,6 +22,7 @@ extension Model {
     /// Puts an adapter's factors on the model, whose settings must be `LoRASettings(adapter)`. Targeted weights that the
     /// adapter leaves out (it may adapt some layers only) get B = 0.
     package func load(_ adapter: Adapter) throws(MartletError) {
+        settle()
         guard let settings = settings.adapter, settings.scale == LoRASettings(adapter).scale else {
             throw MartletError(
                 "the adapter does not fit the run",
@@ -34,25 +35,33 @@ extension Model {
         }
         for weight in configuration.weights {
             guard let (a, b) = adapterTensors(on: weight) else { continue }
+            let masters = adapterMasters(on: weight)
             guard let pair = adapter.matrices[weight]?.padded(to: settings.rank) else {
-                backend.zero(a)
-                backend.zero(b)
+                backend.zero(masters.map { $0.a.tensors + $0.b.tensors } ?? [a, b])
                 continue
             }
             try pair.checkFit(weight, configuration)
-            upload(pair.a, into: a)
-            upload(pair.b, into: b)
+            guard let masters else {
+                upload(pair.a, into: a)
+                upload(pair.b, into: b)
+                continue
+            }
+            pair.a.withUnsafeBytes { backend.upload($0, into: masters.a) }
+            pair.b.withUnsafeBytes { backend.upload($0, into: masters.b) }
         }
     }
 
     /// The adapter on the model, as it stands.
     package func adapter(baseModel: String) -> Adapter? {
         guard let lora = settings.adapter else { return nil }
+        settle()
         var matrices: [Weight: LoRAMatrices] = [:]
         for weight in configuration.weights {
             guard let (a, b) = adapterTensors(on: weight) else { continue }
+            let masters = adapterMasters(on: weight)
             matrices[weight] = LoRAMatrices(
-                a: floats(a), aShape: a.shape.array, b: floats(b), bShape: b.shape.array)
+                a: masters.map { backend.floats($0.a) } ?? floats(a), aShape: a.shape.array,
+                b: masters.map { backend.floats($0.b) } ?? floats(b), bShape: b.shape.array)
         }
         let settings = AdapterSettings(
             rank: lora.rank, alpha: lora.alpha, usesRSLoRA: lora.usesRSLoRA, dropout: Double(lora.dropout),

@@ -9,8 +9,11 @@ extension Model {
         dropoutStep = index
         defer { dropoutStep = nil }
         let tiles = try begin(step)
-        backend.zero(parameters.map(\.gradient))
+        let gone = memory.gradientPieces.count
+        let leaving = Set(memory.layerParameters.prefix(gone).joined())
         var outcome = try forward(step, tiles)
+        // After the forward pass, which may still have had to apply them.
+        backend.zero(parameters.indices.filter { !leaving.contains($0) }.map { parameters[$0].gradient })
         guard outcome.targetCount > 0 else {
             throw MartletError(
                 "a step has no token to learn from", in: "step \(index)",
@@ -71,7 +74,6 @@ extension Model {
                 "a sequence is \(longest + 1) tokens long", in: "the packed step",
                 because: "the plan is for at most \(plan.maximumLength)", fix: "raise max_length, or truncate")
         }
-        refreshWorkingValues()
         upload(step.tokens, into: memory.tokens_T.rows(0..<T))
         upload(step.targets, into: memory.targets_T.rows(0..<T))
         upload(step.positions, into: memory.positions_T.rows(0..<T))
@@ -88,17 +90,25 @@ extension Model {
         for tile in tiles {
             backend.embedding(memory.tokens_T.rows(tile.rows), embedding, into: hidden(0).rows(tile.rows))
         }
+        // The rows that a backward pass will want again.
+        let wanted = dropoutStep == nil ? 0..<0 : 0..<step.tokenCount
+        memory.hidden.finishWriting(0, rows: wanted)
         for index in 0..<configuration.layerCount {
             let weights = try weights(of: index)
             let rows = keyValueRows(index)
+            pending?.update(layer: index)
+            memory.hidden.beginWriting(index + 1)
             for (number, tile) in tiles.enumerated() {
-                let saved = savedActivations(index).saved(for: tile)
+                let saved = saved(index, tile)
                 layer.forward(
                     hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
                 if case .sparse(let routing, _) = saved.feedForward { note(routing, index, tile: number) }
             }
+            memory.hidden.finishWriting(index + 1, rows: wanted)
         }
+        pending?.update(layer: configuration.layerCount)
+        pending = nil
         return outcome
     }
 
@@ -127,24 +137,31 @@ extension Model {
         guard let dhidden_TH = memory.dhidden_TH, let dstep = memory.dkeyValueRows else { return }
         let rowsOfStep = 0..<step.tokenCount
         let auxiliary = zScale.map { RouterAuxiliary(dprobability_E: memory.workspace.dprobability_E, zScale: $0) }
+        var gradients = LeavingGradients(memory, backend)
         for index in (0..<configuration.layerCount).reversed() {
             let weights = try weights(of: index)
+            memory.hidden.wait(for: index)
+            memory.hidden.fetch(index - 1, rows: rowsOfStep)
+            gradients.begin(layer: index)
             let rows = keyValueRows(index), x_TH = hidden(index)
             let keeps = memory.kept[index] != nil
             backend.zero(dstep.key_UGD.rows(rowsOfStep))
             backend.zero(dstep.value_UGD.rows(rowsOfStep))
             for tile in tiles { restoreKeys(x_TH.rows(tile.rows), weights, tile, rows, index, keeps: keeps) }
             for tile in tiles.reversed() {
-                let saved = savedActivations(index).saved(for: tile)
+                let saved = saved(index, tile)
                 let x_TH = x_TH.rows(tile.rows)
                 if !keeps {
                     layer.forward(
-                        x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true)
+                        x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true,
+                        hasOutput: memory.keptOutputs[index] != nil)
                 }
                 layer.backward(
                     x_TH, weights, tile, rows, dstep, memory.workspace, saved, auxiliary, dhidden_TH.rows(tile.rows))
             }
+            gradients.end(layer: index)
         }
+        gradients.finish()
         if let dtable_VH = outer(.embedding).gradient {
             for tile in tiles {
                 backend.embeddingBackward(
@@ -157,8 +174,13 @@ extension Model {
     private func restoreKeys(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ index: Int, keeps: Bool
     ) {
-        let saved = savedActivations(index).saved(for: tile).attention
-        guard !keeps else { return layer.attention.rotateKeys(weights, tile, into: rows, from: saved) }
+        let saved = saved(index, tile).attention
+        guard !keeps else {
+            if memory.kept[index]?.rotatedKey_TGD == nil {
+                layer.attention.rotateKeys(weights, tile, into: rows, from: saved)
+            }
+            return
+        }
         let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: configuration.rmsEpsilon, into: normed_TH)
         layer.attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved)
@@ -205,33 +227,39 @@ extension Model {
     /// Rows of each expert of each sparse layer.
     private func expertLoads(_ tiles: [Tile]) -> [[Int]] {
         let offset_LE1 = memory.offset_LE1, offsets = integers(offset_LE1)
-        let E = offset_LE1.shape[2] - 1
-        return (0..<offset_LE1.shape[0]).map { layer in
-            (0..<E).map { expert in
-                tiles.indices.reduce(0) { sum, tile in
-                    let i = (layer * offset_LE1.shape[1] + tile) * (E + 1) + expert
-                    return sum + Int(offsets[i + 1] - offsets[i])
+        let layers = offset_LE1.shape[0], room = offset_LE1.shape[1], E = offset_LE1.shape[2] - 1
+        // Plain loops: the GPU waits meanwhile.
+        var load_LE = [[Int]](repeating: [Int](repeating: 0, count: E), count: layers)
+        for layer in 0..<layers {
+            for tile in tiles.indices {
+                let start = (layer * room + tile) * (E + 1)
+                for expert in 0..<E {
+                    load_LE[layer][expert] += Int(offsets[start + expert + 1] - offsets[start + expert])
                 }
             }
         }
+        return load_LE
     }
 
     // MARK: Where things are
 
-    /// The hidden states entering layer `index`; without a backward pass two buffers take turns.
-    func hidden(_ index: Int) -> Tensor { memory.hidden[settings.trains ? index : index % 2] }
+    /// The hidden states entering layer `index`.
+    func hidden(_ index: Int) -> Tensor { memory.hidden[index] }
     var finalHidden: Tensor { hidden(configuration.layerCount) }
 
     func keyValueRows(_ index: Int) -> KeyValueRows {
         var rows = memory.keyValueRows[plan.caches ? index : 0]
         if let kept = memory.kept[index]?.value_TGD { rows.value_UGD = kept }
+        if let kept = memory.kept[index]?.rotatedKey_TGD { rows.key_UGD = kept }
         return rows
     }
 
-    func savedActivations(_ index: Int) -> SavedActivations {
-        guard let saved = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
+    func saved(_ index: Int, _ tile: Tile) -> LayerSaved {
+        guard let activations = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
             preconditionFailure("layer \(index) has no memory for its activations")
         }
+        var saved = activations.saved(for: tile)
+        if let output = memory.keptOutputs[index] { saved.attention.output = output.rows(tile.rows) }
         return saved
     }
 
@@ -243,6 +271,21 @@ extension Model {
         let head = Linear(weight_OI: outer(configuration.headWeight).value)
         backend.linear(normed_TH, head, firstRow: 0, into: logits_TV, adds: false)
         return logits_TV
+    }
+}
+
+extension Model {
+    /// The sum of squares of each parameter's gradient.
+    package func gradientSquares() -> [Double] {
+        let gone = Array(memory.layerParameters.prefix(memory.gradientPieces.count).joined()), leaving = Set(gone)
+        let here = parameters.indices.filter { !leaving.contains($0) }
+        var squares = [Double](repeating: 0, count: parameters.count)
+        for (i, sum) in zip(here, backend.sumsOfSquares(of: here.map { parameters[$0].gradient })) { squares[i] = sum }
+        guard !gone.isEmpty else { return squares }
+        var bits = [UInt64](repeating: 0, count: parameters.count)
+        bits.withUnsafeMutableBytes { backend.download(memory.squares_P, into: $0) }
+        for i in gone { squares[i] = Double(bitPattern: bits[i]) }
+        return squares
     }
 }
 

@@ -88,6 +88,7 @@ extension DType {
         case .float32: "float32"
         case .bfloat16: "bfloat16"
         case .float16: "float16"
+        case .int16: "int16"
         case .int32: "int32"
         case .int64: "int64"
         case .uint8: "uint8"

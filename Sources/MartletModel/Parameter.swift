@@ -9,10 +9,10 @@ package struct Parameter: Sendable {
     package var group: String
     package var weight: Weight
     package var role: Role
-    package var value: Tensor
-    /// The value in the compute dtype, made anew at each step; nil where the value itself is computed with.
-    package var working: Tensor?
+    package var master: Master
     package var gradient: Tensor
+    /// What the backward pass adds to: the gradient itself, or, where that lives in host memory, what is copied there.
+    package var accumulator: Tensor
     package var firstMoment: Tensor
     package var secondMoment: Tensor
     /// Of moments in 8 bits; nil where they are float32.
@@ -21,22 +21,25 @@ package struct Parameter: Sendable {
     package var expertCount: Int?
 
     package init(
-        name: String, group: String, weight: Weight, role: Role, value: Tensor, working: Tensor? = nil,
-        gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, scales: MomentScales? = nil,
+        name: String, group: String, weight: Weight, role: Role, master: Master, gradient: Tensor,
+        accumulator: Tensor? = nil, firstMoment: Tensor, secondMoment: Tensor, scales: MomentScales? = nil,
         expertCount: Int? = nil
     ) {
         self.name = name
         self.group = group
         self.weight = weight
         self.role = role
-        self.value = value
-        self.working = working
+        self.master = master
         self.gradient = gradient
+        self.accumulator = accumulator ?? gradient
         self.firstMoment = firstMoment
         self.secondMoment = secondMoment
         self.scales = scales
         self.expertCount = expertCount
     }
+
+    /// What ops compute with.
+    package var value: Tensor { master.value }
 
     /// The optimizer's memory of it, under names that torch and bitsandbytes gave.
     package var state: [(name: String, tensor: Tensor)] {
@@ -47,7 +50,7 @@ package struct Parameter: Sendable {
     /// As the optimizer updates it.
     package func adamW(weightDecay: Float) -> AdamWParameter {
         AdamWParameter(
-            value: value, gradient: gradient, firstMoment: firstMoment, secondMoment: secondMoment, scales: scales,
+            master: master, gradient: gradient, firstMoment: firstMoment, secondMoment: secondMoment, scales: scales,
             weightDecay: weightDecay)
     }
 }

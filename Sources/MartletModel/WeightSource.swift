@@ -7,11 +7,14 @@ package protocol WeightSource: AnyObject {
     func read(
         _ weight: Weight, into destination: Tensor, using backend: any Backend, checksValues: Bool
     ) throws(MartletError)
+    /// Bytes on disk; 0 where there is no disk.
+    var storedByteCount: Int { get }
     /// Nothing is read for a while: memory that only speeds up reading may go.
     func releasePages()
 }
 
 extension Checkpoint: WeightSource {
+    package var storedByteCount: Int { tensors.tensors.reduce(0) { $0 + $1.byteCount } }
     package func releasePages() { tensors.releasePages() }
 }
 
@@ -47,6 +50,7 @@ package final class RandomWeights: WeightSource {
         }
     }
 
+    package let storedByteCount = 0
     package func releasePages() {}
 
     private func deviation(of weight: Weight) -> Float {

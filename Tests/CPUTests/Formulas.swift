@@ -61,6 +61,19 @@ enum Formulas {
         return ["y": y]
     }
 
+    static func sharedLinear(_ c: OpCase, _ x: [String: [Double]]) -> [String: [Double]] {
+        var y: [String: [Double]] = [:]
+        for s in 0..<c.sizes.keys.count(where: { $0.count == 2 }) {
+            var layer = c, inputs = ["x": x["x"] ?? [], "weight": x["weight\(s)"] ?? []]
+            layer.sizes["O"] = c["O\(s)"]
+            layer.sizes["A"] = x["\(s)a"] == nil ? 0 : c["A"]
+            (inputs["a"], inputs["b"]) = (x["\(s)a"], x["\(s)b"])
+            y["y\(s)"] = linear(layer, inputs)["y"]
+        }
+        y["sum"] = plus(y["y0"] ?? [], x["residual"])
+        return y
+    }
+
     static func rotate(_ c: OpCase, _ x: [String: [Double]]) -> [String: [Double]] {
         let (n, d) = (c["N"], c["D"]), half = d / 2, cosine = x["cosine"] ?? [], sine = x["sine"] ?? []
         var input = x["x"] ?? []

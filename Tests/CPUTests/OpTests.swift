@@ -33,6 +33,12 @@ import Testing
         try judge(.linear(seed: 6, t: 3, i: 7, o: 1030, rank: 2), by: Formulas.linear)
     }
 
+    @Test(arguments: seeds) func linearOfLayersThatShareTheirInput(seed: UInt64) throws {
+        try judge(
+            .sharedLinear(seed: seed, t: 7, i: 5, outputs: [6, 3, 4], rank: 2, adapted: [0, 2]),
+            by: Formulas.sharedLinear)
+    }
+
     @Test(arguments: seeds) func rotate(seed: UInt64) throws {
         for (t, n, d) in [(3, 2, 8), (1, 1, 2), (67, 3, 10), (7, 1, 34)] {
             try judge(.rotate(seed: seed, t: t, n: n, d: d, hasNorm: true), by: Formulas.rotate)

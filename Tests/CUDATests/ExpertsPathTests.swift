@@ -39,13 +39,25 @@ import Testing
             (shapes.experts, shapes.expertsPerToken, shapes.rank) = (5, 2, 16)
             var size = ExpertsSize(shapes)
             change(&size)
-            return size.isGrouped(dtype, dropsOut: dropsOut, trainsWeights: trainsWeights)
+            return size.obstacle(dtype, dropsOut: dropsOut, trainsWeights: trainsWeights) == nil
         }
         #expect(isGrouped())
-        for rank in [0, 32, 64] { #expect(isGrouped { $0.a = rank }, "rank \(rank)") }
-        for rank in [1, 8, 24, 80] { #expect(!isGrouped { $0.a = rank }, "rank \(rank)") }
+        for rank in [0, 1, 8, 24, 32, 64] {
+            #expect(isGrouped { $0.a = rank }, "rank \(rank)")
+            var size = ExpertsSize(ScratchShapes())
+            size.a = rank
+            #expect(size.grouped.a == (rank + 15) / 16 * 16)
+        }
+        for rank in [65, 80] { #expect(!isGrouped { $0.a = rank }, "rank \(rank)") }
         #expect(isGrouped { $0.e = 1024 } && !isGrouped { $0.e = 1025 })
         #expect(!isGrouped { $0.h = 41 } && !isGrouped { $0.f = 20 })
         #expect(!isGrouped(.float32) && !isGrouped(dropsOut: true) && !isGrouped(trainsWeights: true))
+    }
+
+    @Test func attentionsWayIsTheBestUnlessAnotherIsNamed() throws {
+        for unnamed in [nil, "", "auto"] { #expect(try CUDABackend.attentionPath(named: unnamed) == .cudnn) }
+        for path in AttentionPath.allCases { #expect(try CUDABackend.attentionPath(named: path.rawValue) == path) }
+        let typo = expectRefusal("a typo") { _ = try CUDABackend.attentionPath(named: "falsh") }
+        #expect(typo?.location == "MARTLET_ATTENTION" && typo?.remedy == "write 'flash'")
     }
 }

@@ -52,6 +52,34 @@ import Testing
         }
     }
 
+    /// Kernels are launched with leave to begin early; one that forgot to wait would read what is not yet written. What
+    /// becomes of the line, `Compiler` checks in the code that is made.
+    @Test func everyKernelBeginsByWaiting() {
+        for file in files.sorted() {
+            let text = KernelSources.text[file] ?? ""
+            let kernels = text.matches(of: #/__global__[^{]*\{\s*(begin_kernel\(\);)?/#)
+            #expect(!kernels.isEmpty && kernels.count == text.split(separator: "__global__").count - 1, "\(file)")
+            for kernel in kernels {
+                let waits = kernel.1 != nil
+                #expect(waits, "\(file): \(kernel.0)")
+            }
+        }
+    }
+
+    @Test func codeWithoutTheWaitIsFound() {
+        let head =
+            ".visible .entry first(\n.param .u64 first_param_0\n)\n{\n.reg .b32 %r<2>;\nld.param.u64 %rd1, [first_param_0];\n"
+        let wait = "// begin inline asm\ngriddepcontrol.wait;\n"
+        let load = "ld.global.u32 %r1, [%rd1];\n", end = "ret;\n}\n"
+        let second = head.replacing("first", with: "second")
+        #expect(Compiler.entryWithoutWait(in: head + wait + load + end) == nil)
+        #expect(Compiler.entryWithoutWait(in: head + wait + load + end + second + wait + end) == nil)
+        #expect(Compiler.entryWithoutWait(in: head + load + wait + end) == "first", "too late")
+        #expect(Compiler.entryWithoutWait(in: head + wait + load + end + second + load + end) == "second")
+        #expect(Compiler.entryWithoutWait(in: head + "@%p1 bra $L;\n" + wait + end) == "first", "some threads only")
+        #expect(Compiler.entryWithoutWait(in: head) == "first", "never")
+    }
+
     @Test(arguments: KernelCatalog.architectures, [64, 128, 192, 256])
     func attentionFitsInSharedMemory(_ architecture: Architecture, headSize: Int) throws {
         let most = architecture.sharedBytes

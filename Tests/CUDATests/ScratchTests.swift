@@ -15,14 +15,20 @@ import Testing
         ("norm", { NormScratch(&$0, rows: $1, width: 49) }),
         ("rotate", { RotateScratch(&$0, tokens: $1, heads: 3, size: 10) }),
         ("router", { RouterScratch(&$0, rows: 2 * $1) }),
-        ("loss", { CrossEntropyScratch(&$0, rows: $1, vocabulary: 151_937, .float32) }),
+        ("loss", { CrossEntropyScratch(&$0, rows: $1, vocabulary: 151_937, room: .usual, .float32) }),
         ("grouped experts", { GroupedScratch(&$0, size(rows: $1)) }),
         ("experts in a loop", { LoopScratch(&$0, size(rows: $1), .bfloat16, dropsOut: true) }),
         (
             "flash",
             { FlashScratch(&$0, rows: $1, queryHeads: 4, size: 64, keySumCount: 128 * $1, stateCount: 1 + 32 * $1) }
         ),
-        ("cuDNN", { CuDNNAttentionScratch(&$0, parts: 2, keyRows: $1, heads: 2, size: 24, roomByteCount: 100 * $1) }),
+        (
+            "cuDNN",
+            {
+                CuDNNAttentionScratch(
+                    &$0, runs: 2, keyRows: $1, keyWidth: 48, queryRows: $1, queryWidth: 96, roomByteCount: 100 * $1)
+            }
+        ),
     ]
 
     private static func size(rows: Int) -> ExpertsSize {

@@ -4,7 +4,7 @@ import Testing
 
 @testable import MartletData
 
-/// What Hugging Face tokenizers does with the same files (tools/goldens/tokenizers.py).
+/// What Hugging Face tokenizers does with the same files (tools/goldens/tokenizer_files.py).
 enum TokenizerGoldens {
     /// A committed file, or that of the folder named by MARTLET_TOKENIZER_GOLDENS (a longer run).
     static func read(_ name: String) throws -> JSON {

@@ -14,7 +14,8 @@ import Testing
             for tensor in tensors { backend.zero(tensor) }
             values.withUnsafeBytes { backend.upload($0, as: .float32, into: tensors[0]) }
             return Parameter(
-                name: weight.name, group: "any", weight: weight, role: .whole, value: tensors[0], gradient: tensors[1],
+                name: weight.name, group: "any", weight: weight, role: .whole, master: Master(value: tensors[0]),
+                gradient: tensors[1],
                 firstMoment: tensors[2], secondMoment: tensors[3])
         }
         let parameters = [make(.query(0), [0.5, -1, 2]), make(.inputNorm(0), [1, 1.5])]
@@ -38,9 +39,9 @@ import Testing
                 squares += backend.sumOfSquares(parameter.gradient)
             }
             #expect(abs(squares.squareRoot() - norms[step - 1]) < 1e-6)
-            optimizer.update(
-                parameters, gradientNorm: squares.squareRoot(), step: step, learningRate: [0, 0.01, 0.02][step - 1],
-                on: backend)
+            let rate = [0, 0.01, 0.02][step - 1]
+            optimizer.step(step, gradientNorm: squares.squareRoot(), learningRate: rate)
+                .apply(to: parameters, on: backend)
             for (parameter, expected) in zip(parameters, [expected[step - 1].0, expected[step - 1].1]) {
                 var found = [Float](repeating: 0, count: expected.count)
                 found.withUnsafeMutableBytes { backend.download(parameter.value, into: $0) }

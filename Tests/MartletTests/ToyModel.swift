@@ -24,7 +24,8 @@ final class ToyModel: TrainableModel {
         ) -> Parameter {
             Parameter(
                 name: "\(weight.name).\(role.rawValue)", group: group, weight: weight, role: role,
-                value: arena.carve(shape, for: .adapters), gradient: arena.carve(shape, for: .gradients),
+                master: Master(value: arena.carve(shape, for: .adapters)),
+                gradient: arena.carve(shape, for: .gradients),
                 firstMoment: arena.carve(shape, for: .optimizer), secondMoment: arena.carve(shape, for: .optimizer),
                 expertCount: experts)
         }
@@ -96,6 +97,8 @@ final class ToyModel: TrainableModel {
         for (parameter, gradient) in zip(parameters, [dn, da, db, de]) { put(gradient, parameter.gradient) }
         return outcome
     }
+
+    func gradientSquares() -> [Double] { backend.sumsOfSquares(of: parameters.map(\.gradient)) }
 
     func evaluate(_ step: PackedStep) throws(MartletError) -> StepOutcome { forward(step).outcome }
 }

@@ -220,7 +220,7 @@ import Testing
 @Suite struct DoctorTests {
     @Test func thisMachineIsSound() throws {
         let home = try TemporaryFolder()
-        let doctor = Doctor.examine(folder: home.path)
+        let doctor = try Doctor.examine(folder: home.path)
         #expect(doctor.isSound, "\(doctor)")
         // And the ops on a GPU where there is one.
         #expect(doctor.checks.count >= 8)

@@ -44,14 +44,17 @@ struct Golden: CustomTestStringConvertible {
     }
 
     func model(
-        _ settings: ModelSettings, tile: Int = 2048, kept: Int = 0, keepsWeights: Bool = false, context: Int? = nil,
-        backend: (any Backend)? = nil
+        _ settings: ModelSettings, tile: Int = 2048, kept: Int = 0, outputs: Int = 0, keepsWeights: Bool = false,
+        context: Int? = nil, backend: (any Backend)? = nil,
+        planning change: (inout ExecutionPlan) -> Void = { _ in }
     ) throws -> Model {
         var plan = ExecutionPlan(stepTokens: context ?? 24, tileTokens: tile, maximumLength: context ?? 24)
         plan.keptLayers = kept
+        plan.keptOutputs = outputs
         plan.keepsWeights = keepsWeights
         plan.caches = context != nil
         plan.logitRows = plan.tileTokens
+        change(&plan)
         return try Model(checkpoint, settings, plan, backend ?? CPUBackend())
     }
 }

@@ -13,11 +13,14 @@ import Testing
 
     /// A model whose B is not zero, so that every path carries a gradient.
     private func model(
-        _ golden: Golden, dropout: Float = 0.25, tile: Int, kept: Int, keepsWeights: Bool = false, threads: Int = 2
+        _ golden: Golden, dropout: Float = 0.25, tile: Int, kept: Int, outputs: Int = 0, keepsWeights: Bool = false,
+        keepsEverything: Bool = false, threads: Int = 2
     ) throws -> Model {
         let backend = CPUBackend(threads: threads)
         let model = try golden.model(
-            settings(dropout: dropout), tile: tile, kept: kept, keepsWeights: keepsWeights, backend: backend)
+            settings(dropout: dropout), tile: tile, kept: kept, outputs: outputs, keepsWeights: keepsWeights,
+            backend: backend
+        ) { $0.keepsEverything = keepsEverything }
         for (i, p) in model.parameters.enumerated() where p.role == .b {
             var random = RandomStream(seed: UInt64(i))
             model.upload((0..<p.value.count).map { _ in 0.1 * random.normal() }, into: p.value)
@@ -35,12 +38,14 @@ import Testing
         let golden = try Golden(name), step = try golden.step()
         let whole = try model(golden, tile: 2048, kept: 2)
         let (loss, expected) = try gradients(whole, step)
-        for (tile, kept, keepsWeights) in [(1, 0, false), (5, 1, true), (7, 2, false), (12, 0, true), (23, 1, false)] {
-            let other = try model(golden, tile: tile, kept: kept, keepsWeights: keepsWeights)
+        for (tile, kept, outputs, keepsWeights) in [
+            (1, 0, 0, false), (5, 1, 0, true), (7, 2, 1, false), (12, 0, 2, true), (23, 1, 0, false), (9, 0, 1, false),
+        ] {
+            let other = try model(golden, tile: tile, kept: kept, outputs: outputs, keepsWeights: keepsWeights)
             let (otherLoss, found) = try gradients(other, step)
             #expect(abs(otherLoss - loss) < 1e-6 * loss)
             for (i, p) in other.parameters.enumerated() {
-                expectClose(found[i], expected[i], relative: 2e-5, "tile \(tile), kept \(kept): \(p.name)")
+                expectClose(found[i], expected[i], relative: 2e-5, "tile \(tile), kept \(kept), \(outputs): \(p.name)")
             }
         }
     }
@@ -68,6 +73,20 @@ import Testing
         for i in sums.indices { expectClose(expected[i], sums[i], relative: 2e-5, packed.parameters[i].name) }
     }
 
+    /// What is kept besides is what would be made again.
+    @Test(arguments: ["moe_seed1", "moe_first_dense", "dense_untied"])
+    func keepingEverythingChangesNoByte(_ name: String) throws {
+        let golden = try Golden(name), step = try golden.step()
+        for (tile, kept) in [(24, 2), (7, 2), (5, 1)] {
+            let (loss, expected) = try gradients(try model(golden, tile: tile, kept: kept), step)
+            let keeper = try model(golden, tile: tile, kept: kept, keepsEverything: true)
+            for _ in 0..<2 {
+                let found = try gradients(keeper, step)
+                #expect(found.loss == loss && found.gradients == expected, "tile \(tile), kept \(kept)")
+            }
+        }
+    }
+
     @Test func sameSeedSameBytesWithAnyThreads() throws {
         let golden = try Golden("moe_seed2"), step = try golden.step()
         let first = try gradients(try model(golden, tile: 8, kept: 1, threads: 1), step)
@@ -75,6 +94,45 @@ import Testing
             let again = try gradients(try model(golden, tile: 8, kept: 1, threads: threads), step)
             #expect(again.loss == first.loss)
             #expect(again.gradients == first.gradients)
+        }
+    }
+
+    /// Three steps of AdamW: everything on the device, or parts of it in host memory, copied at once or as late as possible.
+    @Test(arguments: ["moe_seed1", "moe_first_dense"])
+    func whatLivesInHostMemoryChangesNothing(_ name: String) throws {
+        let golden = try Golden(name), step = try golden.step()
+        func run(late: Bool, _ change: (inout ExecutionPlan) -> Void) throws -> [[Float]] {
+            let backend = CPUBackend(threads: 2)
+            backend.copiesLate = late
+            var settings = settings(dropout: 0.25)
+            settings.quantizesMoments = late
+            let model = try golden.model(settings, tile: 7, backend: backend, planning: change)
+            var found: [[Float]] = []
+            for index in 0..<3 {
+                let outcome = try model.trainStep(step, index: index), squares = model.gradientSquares()
+                #expect(squares == backend.sumsOfSquares(of: model.parameters.map(\.gradient)))
+                var adamW = AdamWSettings()
+                adamW.weightDecay = 0.1
+                model.update(OptimizerStep(adamW, number: index + 1, learningRate: 0.05, gradientScale: 1))
+                // Made by the next pass, whichever that is, or here.
+                if index == 1 { model.settle() }
+                if index == 2 { continue }
+                found.append([Float(outcome.loss), Float(try model.evaluate(step).loss)])
+            }
+            model.settle()
+            return found + model.parameters.map { backend.floats($0.master) }
+                + model.parameters.flatMap { $0.state.map(\.tensor) }.filter { $0.dtype == .float32 }.map(model.floats)
+        }
+        for late in [false, true] {
+            let expected = try run(late: late) { _ in }
+            #expect(expected[0] != expected[1])
+            for (hidden, state, gradients) in [(true, 0, 0), (false, 1, 0), (false, 0, 1), (true, 2, 2), (true, 9, 9)] {
+                let found = try run(late: late) { plan in
+                    (plan.hiddenOut, plan.stateLayersOut, plan.gradientLayersOut) = (hidden, state, gradients)
+                    (plan.keptLayers, plan.keptOutputs) = state == 9 ? (1, 2) : (0, 0)
+                }
+                #expect(found == expected, "\(hidden), \(state), \(gradients), late \(late)")
+            }
         }
     }
 

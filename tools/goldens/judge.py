@@ -44,6 +44,7 @@ class Judge:
     plain: bool = True
     full: bool = False
     margin: float = 1e-3
+    router_margin: float = 1e-3  # the same of routers, in what is also judged in bf16
 
     def load(self):
         kinds = dict(attn_implementation="eager" if self.plain else "sdpa")
@@ -55,7 +56,7 @@ class Judge:
         if wrong:
             sys.exit(f"{self.folder}: transformers reads the checkpoint differently: {wrong}")
         for module in self.routers(model).values():
-            module.register_forward_hook(lambda m, _, out: require_margin(out[0], m.top_k, self.margin))
+            module.register_forward_hook(lambda m, _, out: require_margin(out[0], m.top_k, self.least))
         return model.eval()
 
     @staticmethod
@@ -66,12 +67,14 @@ class Judge:
 
     def run(self, inputs):
         """Every group of reference.safetensors. `inputs`: input_ids, labels [S, T]."""
+        self.least = self.router_margin
         model, out = self.load(), {}
         self.forward_backward(model, inputs, out)
-        self.padded(model, inputs, out)
         self.packed(model, inputs, out)
         if self.routers(model):
             self.balancing(model, inputs, out)
+        self.least = self.margin
+        self.padded(model, inputs, out)
         self.greedy(model, inputs, out)
         self.full_training(inputs, out)
         self.lora(inputs, out)
@@ -171,7 +174,9 @@ class Judge:
         trainable = {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
         if trainable.keys() != load_file(folder / "adapter_model.safetensors").keys():
             sys.exit(f"{folder}: PEFT does not load every tensor that it wrote")
+        self.least = self.router_margin
         result = model(**inputs, use_cache=False)
+        self.least = self.margin
         result.loss.backward()
         out["lora.logits"], out["lora.loss"] = result.logits, result.loss
         out |= {f"lora.grad.{name}": p.grad.clone() for name, p in trainable.items()}
@@ -180,7 +185,7 @@ class Judge:
 
     def make_adapter(self, folder):
         model = get_peft_model(self.load(), LoraConfig(
-            r=4, lora_alpha=8, target_modules=self.case.modules, target_parameters=self.case.parameters,
+            r=self.case.rank, lora_alpha=2 * self.case.rank, target_modules=self.case.modules, target_parameters=self.case.parameters,
             use_rslora=self.case.rslora, task_type="CAUSAL_LM"), autocast_adapter_dtype=False)
         generator = torch.Generator().manual_seed(self.case.seed + 1000)
         with torch.no_grad():

@@ -44,6 +44,7 @@ class Case:
     modules: list = field(default_factory=lambda: list(ATTENTION))
     parameters: list | None = field(default_factory=lambda: list(EXPERTS))
     rslora: bool = False
+    rank: int = 4
     spelling: str = "v4"  # of config.json: what the hub holds (v4) or what transformers 5 saves (v5)
 
 
@@ -78,7 +79,7 @@ CASES = {
 }
 
 
-def draw_case(case, folder, sequence, full, margin):
+def draw_case(case, folder, sequence, full, margin, router_margin):
     """Draws weights until no discrete choice of any run is close; returns (reference, judge's own noise, attempt)."""
     for attempt in range(500):
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +93,8 @@ def draw_case(case, folder, sequence, full, margin):
         labels[1, sequence // 2] = -100
         inputs = dict(input_ids=ids, labels=labels)
         try:
-            reference, other = (Judge(folder, case, plain, full, margin).run(inputs) for plain in (True, False))
+            reference, other = (
+                Judge(folder, case, plain, full, margin, router_margin).run(inputs) for plain in (True, False))
         except TooClose:
             continue
         reference |= {f"input.{name}": tensor.to(torch.int32) for name, tensor in inputs.items()}
@@ -124,13 +126,13 @@ def versions():
     return {m.__name__: m.__version__.split("+")[0] for m in (torch, transformers, peft, safetensors)}
 
 
-def make(names, out, sequence=SEQUENCE, overrides=None, full=False, margin=MARGIN):
+def make(names, out, sequence=SEQUENCE, overrides=None, full=False, margin=MARGIN, router_margin=None, rank=4):
     manifest = {"made_by": "tools/goldens/model.py", "versions": versions(), "margin": margin, "steps": STEPS,
                 "optimizer": OPTIMIZER, "cases": {}}
     for name in names:
         case, folder = CASES[name], out / name
-        case.config = case.config | (overrides or {})
-        reference, own_noise, attempt = draw_case(case, folder, sequence, full, margin)
+        case.config, case.rank = case.config | (overrides or {}), rank
+        reference, own_noise, attempt = draw_case(case, folder, sequence, full, margin, router_margin or margin)
         reference = {k: v.detach().contiguous().clone() for k, v in reference.items()}
         save_file(reference, folder / "reference.safetensors", metadata={"format": "pt"})
         files = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -175,14 +177,17 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="override a key of config.json")
     parser.add_argument("--full", action="store_true", help="also hidden states and every weight after training")
     parser.add_argument("--margin", type=float, default=MARGIN, help="least distance between discrete choices")
+    parser.add_argument("--router-margin", type=float, help="the same of routers, in what is also judged in bf16")
+    parser.add_argument("--rank", type=int, default=4, help="of the adapter")
     parser.add_argument("--any-version", action="store_true", help="do not insist on requirements.txt")
     options = parser.parse_args()
     lines = Path(__file__).with_name("requirements.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line)
     print(json.dumps(versions()))
-    if pins != versions() and not options.any_version:
+    if any(pins[name] != version for name, version in versions().items()) and not options.any_version:
         sys.exit(f"these are not the pinned versions {pins}; install requirements.txt or pass --any-version")
-    changed = options.case or options.set or options.full or (options.sequence, options.margin) != (SEQUENCE, MARGIN)
+    changed = options.case or options.set or options.full or options.router_margin or options.rank != 4 or (
+        options.sequence, options.margin) != (SEQUENCE, MARGIN)
     if changed and not options.check and options.out.resolve() == HOME:
         sys.exit("a subset or a variant does not belong among the committed goldens: give it a folder with --out")
     overrides = {key: json.loads(value) for key, value in (item.split("=", 1) for item in options.set)}
@@ -192,7 +197,8 @@ def main():
     if options.check:
         check(names, options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    make(names, options.out, options.sequence, overrides, options.full, options.margin)
+    make(names, options.out, options.sequence, overrides, options.full, options.margin,
+         options.router_margin, options.rank)
 
 
 if __name__ == "__main__":

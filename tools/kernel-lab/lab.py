@@ -79,7 +79,7 @@ class Module:
             if isinstance(x, TensorMap): values.append(x.words)
             elif isinstance(x, float): values.append(ctypes.c_float(x))
             elif isinstance(x, int): values.append(ctypes.c_int(x))
-            elif isinstance(x, ctypes.c_uint64): values.append(x)
+            elif isinstance(x, (ctypes.c_uint64, ctypes.Array)): values.append(x)
             else: values.append(ctypes.c_void_p(x.data_ptr() if x is not None else 0))
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         grid = grid if isinstance(grid, tuple) else (grid, 1)
@@ -101,7 +101,7 @@ class Experts:
         self.x, self.dy = rand(T, H), rand(T, H)
         self.wgu, self.wd = rand(E, 2 * F, H, std=H ** -0.5), rand(E, H, F, std=F ** -0.5)
         self.weight = torch.rand(R, device="cuda", generator=g) + 0.1
-        self.y0, self.dx0 = rand(T, H), rand(T, H)
+        self.y0 = rand(T, H)
         poison = lambda *shape, dtype=bf16: torch.full(shape, float("nan"), device="cuda", dtype=dtype)
         ints = lambda n: torch.full((n,), -1, device="cuda", dtype=torch.int32)
         self.order, self.position, self.offset = ints(R), ints(R), ints(E + 1)
@@ -117,9 +117,8 @@ class Experts:
             self.a2, self.b2 = rand(E, A, F, std=F ** -0.5), rand(E, H, A, std=A ** -0.5)
             self.b1t, self.b2t = torch.empty_like(self.b1).view(E, A, 2 * F), torch.empty_like(self.b2).view(E, A, H)
             for b, t in ((self.b1, self.b1t), (self.b2, self.b2t)):
-                packed = torch.empty_like(b)
-                Module("lora_pack", WIDTH=A, MASTER_HALF=0)("lora_pack", (-(-b.shape[1] // 64), E), 256, b.float(), packed, t, b.shape[1])
-                assert torch.equal(packed, b) and torch.equal(t, b.transpose(1, 2).contiguous())
+                Module("lora_pack", WIDTH=A)("lora_pack", -(-b.numel() // (64 * 256)), 256, b, t, b.shape[1], E)
+                assert torch.equal(t, b.transpose(1, 2).contiguous())
             self.p1, self.p2, self.q1, self.q2, self.p2w, self.q2w = (poison(R, A) for _ in range(6))
             zero = lambda t: torch.zeros(t.shape, device="cuda")
             self.da1, self.db1, self.da2, self.db2 = zero(self.a1), zero(self.b1), zero(self.a2), zero(self.b2)
@@ -185,7 +184,7 @@ class Experts:
         self.gemm(DOWN)
 
     def combine(self, y):
-        Module("combine", HIDDEN=self.H, TOP_K=self.K)("combine", self.T, 256, self.out, self.position, self.weight, y)
+        Module("combine", HIDDEN=self.H, TOP_K=self.K)("combine", self.T, 256, self.out, self.position, self.weight, y, y)
 
     def dact(self):
         if self.A: self.project(self.dy, self.b2t, self.q2, self.q2w, True)

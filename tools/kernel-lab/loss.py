@@ -171,13 +171,13 @@ def loss_case(rows, V, dtype, size=1.0, edges=False):
 
 class Table:
     """`TensorTables` of the product: entries, owners of chunks, partial sums, sums."""
-    entry = np.dtype([(n, "u8") for n in ("value", "gradient", "first", "second", "first_scale", "second_scale", "count")] + [("decay", "f4"), ("chunk", "i4")])
+    entry = np.dtype([(n, "u8") for n in ("value", "gradient", "first", "second", "first_scale", "second_scale", "rest", "count")] + [("decay", "f4"), ("chunk", "i4")])
 
     def __init__(self, lists, decays, chunk):
         self.chunk = chunk
         entries, owners = np.zeros(len(lists), self.entry), []
         for i, tensors in enumerate(lists):
-            addresses = [t.data_ptr() for t in tensors] + [0] * (6 - len(tensors))
+            addresses = [t.data_ptr() for t in tensors] + [0] * (7 - len(tensors))
             count = tensors[0].numel()
             entries[i] = (*addresses, count, decays[i], len(owners))
             owners += [i] * -(-count // chunk)
@@ -316,6 +316,56 @@ def adamw_8bit_case():
             report(f"adamw_8bit chunk {chunk} step {step}", exact and margins, same_bits_as_numpy=exact, margins=margins)
 
 
+def halves_case():
+    """masters in halves"""
+    rng, f = np.random.default_rng(2), np.float32
+    sizes = [1, 3, 255, 257, 0, 8192, 100003, 4096 * 3 + 2]
+    for eight in (False, True):
+        floats, splits, buffers = [], [], []
+        def place(x, offset, dtype):
+            b = torch.full((len(x) + 32,), 77, device="cuda", dtype=dtype)
+            b[offset:offset + len(x)] = torch.from_numpy(x)
+            buffers.append((b, offset, len(x)))
+            return b[offset:offset + len(x)]
+        for i, n in enumerate(sizes):
+            offset = 1 if i % 4 == 3 else 16
+            x, blocks = rng.standard_normal(n).astype(f), -(-n // 256)
+            if n > 300: x[:6] = np.array([0x7f7fffff, 0x3f808000, 0x3f818000, 0xff800000, 0x80000001, 0x7fffffff], np.uint32).view(f)
+            moment, kind = (torch.uint8, np.uint8) if eight else (f32, f)
+            def rest(): return [place(np.zeros(n, kind), offset, moment), place(np.zeros(n, kind), offset, moment)] + (
+                [place(np.zeros(blocks, f), offset, f32) for _ in range(2)] if eight else [])
+            g = place(x, offset, f32)
+            floats.append([place(x, offset, f32), g] + rest())
+            halves = [place(np.zeros(n, np.int16), offset, torch.int16) for _ in range(2)]
+            splits.append([halves[0], g] + rest() + ([] if eight else [None, None]) + [halves[1]])
+        none = torch.zeros(1, device="cuda")
+        splits = [[none if t is None else t for t in ts] for ts in splits]
+        def joined():
+            out = []
+            for ts in splits:
+                upper, lower = ts[0].cpu().numpy(), ts[-1].cpu().numpy()
+                out.append(((upper.astype(np.uint16).astype(np.int64) << 16) + lower.astype(np.int64) & 0xffffffff).astype(np.uint32))
+            return out
+        for chunk in (8192, 512):
+            a, b = Table(floats, [0.1] * len(sizes), chunk), Table(splits, [0.1] * len(sizes), chunk)
+            # The gradients still hold the values.
+            for ts, x in zip(floats, [ts[0].clone() for ts in floats]): ts[1].copy_(x)
+            b.each_chunk("split_all")
+            canonical = lambda x: np.where(np.isnan(x.view(f)), np.uint32(0x7fc00000), x)
+            exact = all(np.array_equal(canonical(ts[0].cpu().numpy().view(np.uint32)), canonical(x)) for ts, x in zip(floats, joined()))
+            nearest = all(bool(((u.view(bf16).float() - ts[0].bfloat16().float()).abs() <= ts[0].abs() * 2 ** -8).logical_or(
+                ts[0].isnan() | ts[0].isinf() | (ts[0].abs() > 3e38)).all()) for ts, (u, *_) in zip(floats, splits))
+            for step in (1, 2, 1000):
+                for ts in floats: ts[1].copy_(torch.from_numpy(rng.standard_normal(ts[1].numel()).astype(f)))
+                for ts, us in zip(floats, splits): us[1] = ts[1]
+                a.adamw(step, entry="adamw_8bit" if eight else "adamw")
+                b.adamw(step, entry="adamw_8bit_split" if eight else "adamw_split")
+                exact &= all(np.array_equal(canonical(ts[0].cpu().numpy().view(np.uint32)), canonical(x)) for ts, x in zip(floats, joined()))
+                exact &= all(same(p, q) for ts, us in zip(floats, splits) for p, q in zip(ts[2:4], us[2:4]))
+            margins = all(bool((b[:o] == 77).all() and (b[o + n:] == 77).all()) for b, o, n in buffers)
+            report(f"halves, {'8 bits' if eight else 'float32'}, chunk {chunk}", exact and nearest and margins, exact=exact, nearest=nearest, margins=margins)
+
+
 # MARK: Rates
 
 def times(works, rounds=5, inner=2):
@@ -390,6 +440,9 @@ def optimizer_rates():
     eight = Table([ts[:2] + [byte(n), byte(n)] + [torch.zeros(-(-n // 256), device="cuda") for _ in range(2)]
                    for ts in lists for n in [ts[0].numel()]], [0.01] * len(lists), 8192)
     works["adamw_8bit"] = lambda: eight.adamw(3, entry="adamw_8bit")
+    half = lambda n: torch.zeros(n, device="cuda", dtype=torch.int16)
+    halves = Table([[half(n)] + ts[1:4] + [ts[3], ts[3], half(n)] for ts in lists for n in [ts[0].numel()]], [0.01] * len(lists), 8192)
+    works["adamw_split"] = lambda: halves.adamw(3, entry="adamw_split")
     works["squares, torch foreach norm"] = lambda: torch._foreach_norm(g)
     works["zero, torch foreach"] = lambda: torch._foreach_zero_(p)
     show(f"{count / 1e6:.1f} M in {len(lists)} tensors", times(works), lambda n: count * (16 if "8bit" in n else 28 if "adamw" in n else 4))
@@ -413,7 +466,7 @@ for rows, V in ((7, 151936), (33, 151937), (257, 1003), (1, 5), (3, 8), (9, 1), 
         check(one)
 def large(): loss_case(17, 50001, bf16, size=30.0)
 def edges(): loss_case(33, 4099, bf16, edges=True)
-for case in (large, edges, optimizer_case, adamw_8bit_case): check(case)
+for case in (large, edges, optimizer_case, adamw_8bit_case, halves_case): check(case)
 if "--rates" in sys.argv:
     for case in (copy_rate, router_rates, loss_rates, optimizer_rates): check(case)
 print("failures", failures)

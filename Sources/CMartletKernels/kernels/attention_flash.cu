@@ -116,6 +116,7 @@ __device__ __forceinline__ void add_values(
 extern "C" __global__ void __launch_bounds__(threads, BLOCKS) attention_flash(
     const bf16* q_TQD, const bf16* k_UGD, const bf16* v_UGD, bf16* o_TQD, float* logSumExp_TQ, const Work* works, int Q, int G,
     float scale) {
+    begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const u32 query_tile = shared_address(memory), ring = query_tile + queries * HEAD * 2;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

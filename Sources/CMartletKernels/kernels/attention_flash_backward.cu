@@ -41,6 +41,7 @@ typedef float QuerySums[2][dq_tiles][4];
 extern "C" __global__ void __launch_bounds__(256) attention_delta(
     const bf16* o_TQD, const bf16* do_TQD, const float* logSumExp_TQ, float* lse_QT, float* delta_QT, int* state,
     int state_count, int T, int Q) {
+    begin_kernel();
     const int lane = threadIdx.x % 32;
     const u64 index = blockIdx.x * 8ull + threadIdx.x / 32;
     for (u64 i = index * 32 + lane; i < state_count; i += gridDim.x * 256ull) state[i] = 0;
@@ -295,6 +296,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
     const bf16* q_TQD, const bf16* k_UGD, const bf16* v_UGD, const bf16* do_TQD, const float* lse_QT, const float* delta_QT,
     const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, float* query_sums, float* key_sums, int* state, int blocks,
     int parts, int together, int tiles, int T, int Q, int G, float scale) {
+    begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     __shared__ int ticket;
     if (threadIdx.x == 0) ticket = atomicAdd(state, 1);

@@ -67,6 +67,7 @@ __device__ __forceinline__ void write(element* to, const Columns& sum, float sca
 extern "C" __global__ void __launch_bounds__(256) attention_plain(
     const element* q_TQD, const element* k_UGD, const element* v_UGD, element* o_TQD, float* logSumExp_TQ, const Work* works,
     int spans, int T, int Q, int G, float scale) {
+    begin_kernel();
     const u64 index = blockIdx.x * 8ull + threadIdx.x / 32;
     const int row = index / Q, head = index % Q, lane = threadIdx.x % 32;
     Work work;
@@ -93,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_plain(
 extern "C" __global__ void __launch_bounds__(256) attention_plain_queries(
     const element* q_TQD, const element* k_UGD, const element* v_UGD, const element* o_TQD, const float* logSumExp_TQ,
     const element* do_TQD, const Work* works, element* dq_TQD, int spans, int T, int Q, int G, float scale) {
+    begin_kernel();
     const u64 index = blockIdx.x * 8ull + threadIdx.x / 32;
     const int row = index / Q, head = index % Q, lane = threadIdx.x % 32;
     Work work;
@@ -116,6 +118,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_plain_queries(
 extern "C" __global__ void __launch_bounds__(256) attention_plain_keys(
     const element* q_TQD, const element* k_UGD, const element* v_UGD, const element* o_TQD, const float* logSumExp_TQ,
     const element* do_TQD, const Work* works, element* dk_UGD, element* dv_UGD, int spans, int U, int Q, int G, float scale) {
+    begin_kernel();
     const u64 index = blockIdx.x * 8ull + threadIdx.x / 32;
     const int row = index / G, group = Q / G, lane = threadIdx.x % 32;
     Work work;

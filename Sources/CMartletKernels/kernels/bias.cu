@@ -10,6 +10,7 @@
 #include "elements.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) add_bias(const element* bias, element* y, int outputs) {
+    begin_kernel();
     const int o = blockIdx.x * 256 + threadIdx.x;
     if (o < outputs) {
         element* at = y + (u64)blockIdx.y * outputs + o;
@@ -18,6 +19,7 @@ extern "C" __global__ void __launch_bounds__(256) add_bias(const element* bias, 
 }
 
 extern "C" __global__ void __launch_bounds__(256) add_columns(const element* dy, float* dbias, int rows, int outputs) {
+    begin_kernel();
     const int o = blockIdx.x * 256 + threadIdx.x;
     if (o >= outputs) return;
     float sum = dbias[o];

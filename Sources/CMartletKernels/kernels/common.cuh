@@ -25,6 +25,16 @@ struct alignas(16) Tile {
 
 constexpr int tile_rows = 128;
 
+/// The first statement of every kernel. The host launches each with leave to be set up while the last blocks of the kernel before
+/// it end (programmatic dependent launch, sm_90 and newer); this waits until all before it are complete and their writes visible.
+/// No kernel gives that leave earlier: blocks that wait would gather on the few multiprocessors that are free first, and stay.
+/// Source: PTX ISA, "griddepcontrol".
+__device__ __forceinline__ void begin_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /// Two floats to two bfloat16, round to nearest even; `low` in the lower half.

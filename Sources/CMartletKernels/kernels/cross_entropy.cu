@@ -115,6 +115,7 @@ __device__ __forceinline__ void zero_row(const Row& row) {
 
 extern "C" __global__ void __launch_bounds__(threads) cross_entropy(
     element* logits, const int* target, float* loss, int vocabulary, int gives_gradient, float scale) {
+    begin_kernel();
     const Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
     const int wanted = target[blockIdx.x];
     if (wanted < 0) {

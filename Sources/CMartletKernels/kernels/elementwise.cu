@@ -14,6 +14,7 @@
 #include "elements.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) add(const element* x_N, element* y_N, u64 total) {
+    begin_kernel();
     const Flat at(total);
     const bool aligned = are_aligned(x_N, y_N);
     float x[8], y[8];
@@ -26,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(256) add(const element* x_N, elemen
 
 extern "C" __global__ void __launch_bounds__(256) swiglu(
     const element* gate_N, const element* up_N, element* y_N, u64 total) {
+    begin_kernel();
     const Flat at(total);
     const bool aligned = are_aligned(gate_N, up_N, y_N);
     float gate[8], up[8];
@@ -38,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
     const element* gate_N, const element* up_N, const element* dy_N, element* dgate_N, element* dup_N, u64 total) {
+    begin_kernel();
     const Flat at(total);
     const bool aligned = are_aligned(gate_N, up_N, dy_N, dgate_N, dup_N);
     float gate[8], up[8], dy[8];
@@ -61,10 +64,17 @@ template <class From, class To> __device__ __forceinline__ void convert(const Fr
     unpack(load(x_N + at.first, at.count, aligned), x);
     store(y_N + at.first, x, at.count, aligned);
 }
-extern "C" __global__ void __launch_bounds__(256) to_half(const float* x_N, bf16* y_N, u64 total) { convert(x_N, y_N, total); }
-extern "C" __global__ void __launch_bounds__(256) to_float(const bf16* x_N, float* y_N, u64 total) { convert(x_N, y_N, total); }
+extern "C" __global__ void __launch_bounds__(256) to_half(const float* x_N, bf16* y_N, u64 total) {
+    begin_kernel();
+    convert(x_N, y_N, total);
+}
+extern "C" __global__ void __launch_bounds__(256) to_float(const bf16* x_N, float* y_N, u64 total) {
+    begin_kernel();
+    convert(x_N, y_N, total);
+}
 
 extern "C" __global__ void __launch_bounds__(256) find_nonfinite(const element* x_N, int* flag, u64 total) {
+    begin_kernel();
     const Flat at(total);
     float x[8];
     unpack(load(x_N + at.first, at.count, are_aligned(x_N)), x);

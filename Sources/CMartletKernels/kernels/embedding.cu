@@ -13,6 +13,7 @@
 constexpr bool whole = WIDTH % 8 == 0;
 
 extern "C" __global__ void __launch_bounds__(256) embedding(const int* tokens_T, const parameter* table_VH, element* x_TH) {
+    begin_kernel();
     const int column = (blockIdx.y * 256 + threadIdx.x) * 8, count = WIDTH - column;
     float x[8];
     unpack(load<whole>(table_VH + (u64)tokens_T[blockIdx.x] * WIDTH + column, count), x);
@@ -41,6 +42,7 @@ __device__ __forceinline__ int find(const int* tokens_T, int tokens, int token, 
 
 extern "C" __global__ void __launch_bounds__(256) embedding_backward(
     const int* tokens_T, const element* dx_TH, float* dtable_VH, int tokens) {
+    begin_kernel();
     __shared__ int found[256];
     const int token = tokens_T[blockIdx.x];
     bool is_repeated = false;

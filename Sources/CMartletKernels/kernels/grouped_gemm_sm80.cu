@@ -347,6 +347,7 @@ extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     const bf16* a, const bf16* b, const bf16* a_ext, const bf16* b_ext, const bf16* source, const int* order,
     const Tile* tiles, const int* tile_count, const float* weights, const bf16* gate_up, bf16* out, bf16* act,
     float* partial, int row_total) {
+    begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory);
     const int index = blockIdx.x / column_tiles, column_tile = blockIdx.x % column_tiles, column = column_tile * tile_outputs;

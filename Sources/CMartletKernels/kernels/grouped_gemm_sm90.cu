@@ -400,6 +400,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a_ext,
     const __grid_constant__ TensorMap b_ext, const bf16* source, const int* order, const Tile* tiles, const int* tile_count,
     const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total) {
+    begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory);
     Ring ring(shared);

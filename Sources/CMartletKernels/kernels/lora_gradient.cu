@@ -2,7 +2,7 @@
 //
 // Math       dM_e += sum over rows of e of u[row]^T v[row]; dA = q^T x, dB = dy^T p (either weighted in u, lora_project.cu)
 // Shapes     u bf16 [R, A]; v bf16 [T, C] (gathered) or [R, C]; dM float [E, A, C], or [E, C, A] with -DOUTPUT_MAJOR.
-//            C a multiple of 8; A of 16.
+//            C a multiple of 8; A of 16. dM has the first OWN_RANK of A, if that is given.
 // Budget     2 R A C FLOPs; bytes 2 R C (1 + A / 128) + 8 E A C. Bound by bytes.
 // Launch     -DGATHERS -DWIDTH=C -DRANK=A -DTOP_K -DOUTPUT_MAJOR; <<<(C / 128 rounded up, E), 128>>>, 2 (16384 + 128 A) bytes
 //            of dynamic shared memory.
@@ -14,6 +14,9 @@
 #define DEPTH 2
 #endif
 constexpr int depth = DEPTH;
+#ifndef OWN_RANK
+#define OWN_RANK RANK
+#endif
 constexpr int v_bytes = 64 * 256;
 constexpr int u_bytes = 64 * RANK * 2;
 constexpr int groups = RANK / 8;
@@ -74,6 +77,7 @@ __device__ __forceinline__ void accumulate(float (&d)[2][groups][4], u32 shared,
 
 extern "C" __global__ void __launch_bounds__(128) lora_gradient(
     const bf16* u_RA, const bf16* v, const int* order, const int* offset_E1, float* gradient) {
+    begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const u32 shared = shared_address(memory);
     const int expert = blockIdx.y, column = blockIdx.x * 128;
@@ -105,14 +109,14 @@ extern "C" __global__ void __launch_bounds__(128) lora_gradient(
         for (int row = 0; row < 64; row += 16) accumulate(d, shared + i % depth * (v_bytes + u_bytes), row);
     }
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* out = gradient + (u64)expert * RANK * WIDTH;
+    float* out = gradient + (u64)expert * OWN_RANK * WIDTH;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int i = 0; i < 2 * groups * 2; ++i) {
             const int half = i / 2 % 2, rank = i / 4 * 8 + lane % 4 * 2 + i % 2;
             const int c = column + warp * 32 + m * 16 + lane / 4 + 8 * half;
-            if (c < WIDTH) out[OUTPUT_MAJOR ? (u64)c * RANK + rank : (u64)rank * WIDTH + c] += d[m][i / 4][i % 4];
+            if (c < WIDTH && rank < OWN_RANK) out[OUTPUT_MAJOR ? (u64)c * OWN_RANK + rank : (u64)rank * WIDTH + c] += d[m][i / 4][i % 4];
         }
     }
 }

@@ -1,37 +1,38 @@
-// The adapters' B as the backward pass of the expert kernels reads it, and float masters as bf16 operands.
+// The adapters' B as the backward pass of the expert kernels reads it.
 //
-// Math       packed = bf16(master);  transposed_EAO[e][a][o] = packed_EOA[e][o][a]; either may be null
-// Shapes     master float (or bf16 with -DMASTER_HALF=1) [E, O, A]; A a multiple of 8.
-// Budget     bytes E O A (4 or 2, and 2 for each result).
-// Launch     -DWIDTH=A -DMASTER_HALF, <<<(ceil(O / 64), E), 256>>>.
-// Numerics   round to nearest even.
+// Math       transposed_EAO[e][a][o] = b_EOA[e][o][a]
+// Shapes     bf16; O and A multiples of 8.
+// Budget     bytes 4 E O A.
+// Launch     -DWIDTH=A, <<<ceil(E (O / 8) (A / 8) / 256), 256>>>: a thread turns 8 x 8 elements.
+// Numerics   exact.
 // Reference  -
 #include "common.cuh"
 
-#if MASTER_HALF
-typedef bf16 Master;
-__device__ __forceinline__ float value(bf16 x) { return low(x); }
-#else
-typedef float Master;
-__device__ __forceinline__ float value(float x) { return x; }
-#endif
-
 extern "C" __global__ void __launch_bounds__(256) lora_pack(
-    const Master* master, bf16* packed, bf16* transposed, int outputs) {
-    const int first = blockIdx.x * 64, count = min(64, outputs - first);
-    const u64 base = (u64)blockIdx.y * outputs * WIDTH;
-    if (packed) {
-        for (int i = threadIdx.x; i < count * WIDTH / 2; i += 256) {
-            const u64 at = base + (u64)first * WIDTH + 2 * i;
-            ((u32*)packed)[at / 2] = pack(value(master[at]), value(master[at + 1]));
-        }
-    }
-    if (!transposed) return;
-    // Neighbouring threads write neighbouring outputs; the strided reads hit the lines just read.
-    for (int i = threadIdx.x; i < WIDTH * 32; i += 256) {
-        const int a = i / 32, o = i % 32 * 2;
-        if (o >= count) continue;
-        const Master* from = master + base + (u64)(first + o) * WIDTH + a;
-        ((u32*)transposed)[(base + (u64)a * outputs + first + o) / 2] = pack(value(from[0]), value(from[WIDTH]));
+    const bf16* b_EOA, bf16* transposed_EAO, int outputs, int experts) {
+    begin_kernel();
+    constexpr int groups = WIDTH / 8;
+    // Neighbouring threads read along A, then along O: whole lines either way.
+    const u64 thread = blockIdx.x * 256ull + threadIdx.x, eight = thread / groups;
+    const int a = (int)(thread % groups) * 8, o = (int)(eight % (outputs / 8)) * 8;
+    const u64 expert = eight / (outputs / 8);
+    if (expert >= experts) return;
+    const bf16* from = b_EOA + (expert * outputs + o) * WIDTH + a;
+    bf16* to = transposed_EAO + (expert * WIDTH + a) * outputs + o;
+    Vector rows[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) rows[i] = load128(from + i * WIDTH);
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+        u32 words[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) words[i] = pair == 0 ? rows[i].x : pair == 1 ? rows[i].y : pair == 2 ? rows[i].z : rows[i].w;
+        const u32 even = 0x5410, odd = 0x7632;
+        const auto column = [&](u32 half) {
+            return Vector{__byte_perm(words[0], words[1], half), __byte_perm(words[2], words[3], half),
+                          __byte_perm(words[4], words[5], half), __byte_perm(words[6], words[7], half)};
+        };
+        store128(to + (u64)(2 * pair) * outputs, column(even));
+        store128(to + (u64)(2 * pair + 1) * outputs, column(odd));
     }
 }

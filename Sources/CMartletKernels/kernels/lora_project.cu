@@ -38,6 +38,7 @@ __device__ __forceinline__ void sum_chunks(
 extern "C" __global__ void __launch_bounds__(256) lora_project(
     const bf16* source, const bf16* matrix_EAI, const int* order, const Tile* tiles, const int* tile_count,
     const float* weights, float scale, bf16* p_RA, bf16* weighted_RA) {
+    begin_kernel();
     __shared__ float partial[4][32][groups * 4];
     const Tile tile = tiles[blockIdx.x / 2];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -1,35 +1,41 @@
-// What is done to all parameters at once: zeros, sums of squares, rounding to bf16, AdamW with moments in float or in 8 bits.
+// What is done to all parameters at once: zeros, sums of squares, AdamW with moments in float or in 8 bits, masters in halves.
 //
 // Math       AdamW: g = gradient gradientScale; m = m beta1 + g (1 - beta1); v = v beta2 + g g (1 - beta2);
 //            p = p (1 - lr decay) - m / (sqrt(v) root + epsilon) size, size = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t).
 //            8 bits: a moment is value[code] scale, scale the largest magnitude of its block of 256; a block is decoded, updated and
 //            coded again, to the nearest value (Dettmers et al. 2022, arXiv 2110.02861; MomentTable.swift tells the values).
+//            Halves: a master's 32 bits are (value << 16) + rest, value the nearest bf16 (ties away from zero), rest int16: what the
+//            other kernels read is updated in place, and nothing is lost (Master.swift).
 // Shapes     a table of float tensors of any sizes (Entry), cut into chunks of `chunk` elements (a multiple of 4), the last of each
 //            tensor shorter; owner int32 [chunks]: the tensor of each chunk; partial double [chunks]; sums double [tensors].
 //            8 bits: moments are u8, scales float [ceil(count / 256)]; chunks are whole blocks.
 // Budget     AdamW 28 bytes an element, squares 4, zeros 4; at 4.3 TB/s 640 M elements take 4.2, 0.6 and 0.6 ms. Bound by bytes.
 //            AdamW in 8 bits 16 bytes: 2.4 ms; its some 90 instructions take 2. A warp owns a block, 8 elements a thread; 4 KB shared.
-// Launch     `zero_all`, `round_all` (to bf16 at `gradient`), `square_partials`, `adamw`, `adamw_8bit` <<<chunks, 256>>>;
-//            `square_sums` <<<tensors, 256>>>.
+//            Any tensor may lie in pinned host memory: then its bytes go over the bus, once.
+// Launch     `zero_all`, `split_all` (floats at `gradient` into the halves), `square_partials`, `adamw`, `adamw_8bit` and
+//            these of masters in halves, `adamw_split`, `adamw_8bit_split` <<<chunks, 256>>>; `square_sums` <<<tensors, 256>>>.
 // Numerics   AdamW rounds after every operation, as the reference does; in 8 bits its bytes are the reference's. Squares and sums are
 //            double; a chunk's sum depends on the chunk only, and a tensor's chunks are added in a fixed order.
-// Reference  CPUBackend.adamW, sumsOfSquares.
+// Reference  CPUBackend.adamW, split, sumsOfSquares.
 #include "common.cuh"
 
 /// A tensor of the table; moments, scales and decay are for AdamW only.
 struct Entry {
+    /// bf16 of a master in halves.
     float* value;
     const float* gradient;
     float* first_moment;
     float* second_moment;
     /// Of moments in 8 bits.
     float *first_scale, *second_scale;
+    /// Of a master in halves.
+    u16* rest;
     u64 count;
     float decay;
     /// Its first chunk in the launch.
     int first_chunk;
 };
-static_assert(sizeof(Entry) == 64, "TensorTables.Entry");
+static_assert(sizeof(Entry) == 72, "TensorTables.Entry");
 
 struct alignas(16) Four {
     float at[4];
@@ -51,6 +57,7 @@ struct Part {
 };
 
 extern "C" __global__ void __launch_bounds__(256) zero_all(const Entry* entries, const int* owner, int chunk) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     float* x = part.entry.value + part.start;
     const int whole = part.whole((u64)x);
@@ -59,17 +66,74 @@ extern "C" __global__ void __launch_bounds__(256) zero_all(const Entry* entries,
     for (int i = whole + threadIdx.x; i < part.count; i += 256) x[i] = 0;
 }
 
-extern "C" __global__ void __launch_bounds__(256) round_all(const Entry* entries, const int* owner, int chunk) {
-    const Part part(entries, owner, chunk);
-    const float* x = part.entry.value + part.start;
-    bf16* y = (bf16*)part.entry.gradient + part.start;
-    const int whole = part.whole((u64)x | (u64)y << 1);
-#pragma unroll 4
-    for (int i = threadIdx.x * 4; i < whole; i += 1024) {
-        const Four v = *(const Four*)(x + i);
-        *(uint2*)(y + i) = make_uint2(pack(v.at[0], v.at[1]), pack(v.at[2], v.at[3]));
+/// Four neighbours, as one `Words`; with WHOLE false only the first `count`, and zeros.
+template <bool WHOLE, typename Words, typename T> __device__ __forceinline__ Words take(const T* p, int count) {
+    if (WHOLE) return *(const Words*)p;
+    Words x = {};
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        if (j < count) ((T*)&x)[j] = p[j];
+    return x;
+}
+template <bool WHOLE, typename Words, typename T> __device__ __forceinline__ void put(T* p, Words x, int count) {
+    if (WHOLE) *(Words*)p = x;
+    else
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (j < count) p[j] = ((T*)&x)[j];
+}
+
+// MARK: Masters
+
+/// The trained numbers of a part: floats, or in halves.
+template <bool SPLIT> struct Master {
+    void* value;
+    u16* rest;
+
+    __device__ __forceinline__ Master(const Part& part)
+        : value((u8*)part.entry.value + part.start * (SPLIT ? 2 : 4)), rest(part.entry.rest + part.start) {}
+
+    /// What must be a multiple of 16 for four at a time.
+    __device__ __forceinline__ u64 addresses() const { return SPLIT ? ((u64)value | (u64)rest) << 1 : (u64)value; }
+
+    template <bool WHOLE> __device__ __forceinline__ Four take(int i, int count) const {
+        if constexpr (SPLIT) {
+            const uint2 upper = ::take<WHOLE, uint2>((const u16*)value + i, count), lower = ::take<WHOLE, uint2>(rest + i, count);
+            return Four{join<0>(upper.x, lower.x), join<1>(upper.x, lower.x), join<0>(upper.y, lower.y), join<1>(upper.y, lower.y)};
+        } else {
+            return ::take<WHOLE, Four>((const float*)value + i, count);
+        }
     }
-    for (int i = whole + threadIdx.x; i < part.count; i += 256) y[i] = (bf16)pack(x[i], 0.0f);
+    template <bool WHOLE> __device__ __forceinline__ void put(int i, Four x, int count) const {
+        if constexpr (SPLIT) {
+            u32 bits[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) bits[j] = x.at[j] == x.at[j] ? __float_as_uint(x.at[j]) : 0x7fc00000u;
+            ::put<WHOLE>((u16*)value + i, make_uint2(upper(bits[0], bits[1]), upper(bits[2], bits[3])), count);
+            ::put<WHOLE>(rest + i, make_uint2(__byte_perm(bits[0], bits[1], 0x5410), __byte_perm(bits[2], bits[3], 0x5410)), count);
+        } else {
+            ::put<WHOLE>((float*)value + i, x, count);
+        }
+    }
+
+    template <int AT> __device__ static __forceinline__ float join(u32 upper, u32 lower) {
+        const u32 high = AT ? upper & 0xffff0000u : upper << 16;
+        return __uint_as_float(high + (u32)((int)(AT ? lower : lower << 16) >> 16));
+    }
+    /// The upper halves of both, rounded.
+    __device__ static __forceinline__ u32 upper(u32 first, u32 second) {
+        return __byte_perm(first + 0x8000u, second + 0x8000u, 0x7632);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(256) split_all(const Entry* entries, const int* owner, int chunk) {
+    begin_kernel();
+    const Part part(entries, owner, chunk);
+    const Master<true> master(part);
+    const float* x = part.entry.gradient + part.start;
+    const int whole = part.whole((u64)x | master.addresses());
+    for (int i = threadIdx.x * 4; i < whole; i += 1024) master.put<true>(i, *(const Four*)(x + i), 4);
+    for (int i = whole + threadIdx.x; i < part.count; i += 256) master.put<false>(i, Four{x[i]}, 1);
 }
 
 /// Sum over the block of 256 threads, in thread 0.
@@ -87,6 +151,7 @@ __device__ __forceinline__ double block_sum(double x) {
 
 extern "C" __global__ void __launch_bounds__(256) square_partials(
     const Entry* entries, const int* owner, int chunk, double* partial) {
+    begin_kernel();
     const Part part(entries, owner, chunk);
     const float* x = part.entry.value + part.start;
     const int whole = part.whole((u64)x);
@@ -104,6 +169,7 @@ extern "C" __global__ void __launch_bounds__(256) square_partials(
 
 extern "C" __global__ void __launch_bounds__(256) square_sums(
     const Entry* entries, int chunk, const double* partial, double* sums) {
+    begin_kernel();
     const Entry& entry = entries[blockIdx.x];
     const int chunks = (int)((entry.count + chunk - 1) / chunk);
     double sum = 0;
@@ -130,25 +196,39 @@ struct Step {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256) adamw(
-    const Entry* entries, const int* owner, int chunk, float learning_rate, float beta1, float beta2, float size,
-    float root, float epsilon, float gradient_scale) {
-    const Part part(entries, owner, chunk);
-    const Step step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale);
-    float *p = part.entry.value + part.start, *m = part.entry.first_moment + part.start;
-    float* v = part.entry.second_moment + part.start;
+template <bool SPLIT> __device__ __forceinline__ void update_all(const Part& part, const Step& step) {
+    const Master<SPLIT> p(part);
+    float *m = part.entry.first_moment + part.start, *v = part.entry.second_moment + part.start;
     const float* g = part.entry.gradient + part.start;
-    const int whole = part.whole((u64)p | (u64)g | (u64)m | (u64)v);
+    const int whole = part.whole(p.addresses() | (u64)g | (u64)m | (u64)v);
     for (int i = threadIdx.x * 4; i < whole; i += 1024) {
-        Four value = *(Four*)(p + i), first = *(Four*)(m + i), second = *(Four*)(v + i);
+        Four value = p.template take<true>(i, 4), first = *(Four*)(m + i), second = *(Four*)(v + i);
         const Four gradient = *(const Four*)(g + i);
 #pragma unroll
         for (int j = 0; j < 4; ++j) step.update(value.at[j], gradient.at[j], first.at[j], second.at[j]);
-        *(Four*)(p + i) = value;
+        p.template put<true>(i, value, 4);
         *(Four*)(m + i) = first;
         *(Four*)(v + i) = second;
     }
-    for (int i = whole + threadIdx.x; i < part.count; i += 256) step.update(p[i], g[i], m[i], v[i]);
+    for (int i = whole + threadIdx.x; i < part.count; i += 256) {
+        Four value = p.template take<false>(i, 1);
+        step.update(value.at[0], g[i], m[i], v[i]);
+        p.template put<false>(i, value, 1);
+    }
+}
+
+#define NUMBERS float learning_rate, float beta1, float beta2, float size, float root, float epsilon, float gradient_scale
+
+extern "C" __global__ void __launch_bounds__(256) adamw(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
+    const Part part(entries, owner, chunk);
+    update_all<false>(part, Step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale));
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw_split(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
+    const Part part(entries, owner, chunk);
+    update_all<true>(part, Step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale));
 }
 
 // MARK: Moments in 8 bits
@@ -200,23 +280,6 @@ template <bool SIGNED> struct Codes {
     }
 };
 
-/// Four neighbours, as one `Words`; with WHOLE false only the first `count`, and zeros.
-template <bool WHOLE, typename Words, typename T> __device__ __forceinline__ Words take(const T* p, int count) {
-    if (WHOLE) return *(const Words*)p;
-    Words x = {};
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-        if (j < count) ((T*)&x)[j] = p[j];
-    return x;
-}
-template <bool WHOLE, typename Words, typename T> __device__ __forceinline__ void put(T* p, Words x, int count) {
-    if (WHOLE) *(Words*)p = x;
-    else
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-            if (j < count) p[j] = ((T*)&x)[j];
-}
-
 /// One moment of a part. A warp takes a block of 256: a thread has four elements from `i` on, and four that are 128 behind them.
 template <bool SIGNED> struct Moment {
     const Codes<SIGNED>& table;
@@ -257,15 +320,15 @@ template <bool SIGNED> struct Moment {
 };
 
 /// A block of 256 elements by a warp; `count` are left from `i` on.
-template <bool WHOLE> __device__ __forceinline__ void update_block(
-    const Step& step, float* p, const float* g, const Moment<true>& m, const Moment<false>& v, int i, int count) {
+template <bool WHOLE, bool SPLIT> __device__ __forceinline__ void update_block(
+    const Step& step, const Master<SPLIT>& p, const float* g, const Moment<true>& m, const Moment<false>& v, int i, int count) {
     Four first[2], second[2];
     m.template decode<WHOLE>(first, i, count);
     v.template decode<WHOLE>(second, i, count);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int at = i + 128 * half, left = count - 128 * half;
-        Four value = take<WHOLE, Four>(p + at, left);
+        Four value = p.template take<WHOLE>(at, left);
         const Four gradient = take<WHOLE, Four>(g + at, left);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -273,32 +336,45 @@ template <bool WHOLE> __device__ __forceinline__ void update_block(
             // Behind the end there is nothing that may be the largest.
             if (!WHOLE && j >= left) first[half].at[j] = second[half].at[j] = 0;
         }
-        put<WHOLE>(p + at, value, left);
+        p.template put<WHOLE>(at, value, left);
     }
     m.template encode<WHOLE>(first, i, count);
     v.template encode<WHOLE>(second, i, count);
 }
 
-extern "C" __global__ void __launch_bounds__(256) adamw_8bit(
-    const Entry* entries, const int* owner, int chunk, float learning_rate, float beta1, float beta2, float size,
-    float root, float epsilon, float gradient_scale) {
-    __shared__ Codes<true> with_sign;
-    __shared__ Codes<false> without;
+template <bool SPLIT> __device__ __forceinline__ void update_blocks(
+    const Part& part, const Step& step, Codes<true>& with_sign, Codes<false>& without) {
     with_sign.fill();
     without.fill();
     __syncthreads();
-    const Part part(entries, owner, chunk);
     const Entry& entry = part.entry;
-    const Step step(entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale);
-    float* p = entry.value + part.start;
+    const Master<SPLIT> p(part);
     const float* g = entry.gradient + part.start;
     const Moment<true> m = {with_sign, (u8*)entry.first_moment + part.start, entry.first_scale + part.start / 256};
     const Moment<false> v = {without, (u8*)entry.second_moment + part.start, entry.second_scale + part.start / 256};
     // Codes go by 4 bytes where floats go by 16.
-    const int whole = part.whole((u64)p | (u64)g | (u64)m.code << 2 | (u64)v.code << 2);
+    const int whole = part.whole(p.addresses() | (u64)g | (u64)m.code << 2 | (u64)v.code << 2);
     const int lane = threadIdx.x % 32 * 4;
     for (int block = threadIdx.x / 32 * 256; block < part.count; block += 8 * 256) {
         if (block + 256 <= whole) update_block<true>(step, p, g, m, v, block + lane, part.count - block - lane);
         else update_block<false>(step, p, g, m, v, block + lane, part.count - block - lane);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw_8bit(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
+    __shared__ Codes<true> with_sign;
+    __shared__ Codes<false> without;
+    const Part part(entries, owner, chunk);
+    const Step step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale);
+    update_blocks<false>(part, step, with_sign, without);
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw_8bit_split(const Entry* entries, const int* owner, int chunk, NUMBERS) {
+    begin_kernel();
+    __shared__ Codes<true> with_sign;
+    __shared__ Codes<false> without;
+    const Part part(entries, owner, chunk);
+    const Step step(part.entry, learning_rate, beta1, beta2, size, root, epsilon, gradient_scale);
+    update_blocks<true>(part, step, with_sign, without);
 }

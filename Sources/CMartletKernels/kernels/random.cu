@@ -15,6 +15,7 @@
 
 extern "C" __global__ void __launch_bounds__(256) dropout(
     const element* x_N, element* y_N, u64 total, u64 first, u64 seed, u32 threshold, float scale, int adds) {
+    begin_kernel();
     const Flat at(total);
     const bool aligned = are_aligned(x_N, y_N);
     float x[8], y[8] = {};
@@ -40,6 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) dropout(
 }
 
 extern "C" __global__ void __launch_bounds__(256) fill_normal(element* x_N, u64 total, u64 seed, float deviation) {
+    begin_kernel();
     const Flat at(total);
     float x[8];
 #pragma unroll
@@ -61,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(256) fill_normal(element* x_N, u64 
 }
 
 extern "C" __global__ void __launch_bounds__(256) fill_uniform(element* x_N, u64 total, u64 seed, float bound) {
+    begin_kernel();
     const Flat at(total);
     float x[8];
 #pragma unroll

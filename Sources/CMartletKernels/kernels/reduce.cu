@@ -9,6 +9,7 @@
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(1024) add_rows(const float* x_RC, float* y_C, int rows, int width) {
+    begin_kernel();
     __shared__ float sums[32][32];
     const int column = blockIdx.x * 32 + threadIdx.x % 32, strand = threadIdx.x / 32;
     float sum = 0;

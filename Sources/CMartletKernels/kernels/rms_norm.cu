@@ -35,6 +35,7 @@ struct Part {
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm(
     const element* x_TH, const parameter* weight_H, float epsilon, element* y_TH, int rows) {
+    begin_kernel();
     const Part part(rows);
     Eight<element> x[eights];
     Eight<parameter> w[eights];
@@ -65,6 +66,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
 extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
     const element* x_TH, const parameter* weight_H, float epsilon, const element* dy_TH, element* dx_TH, float* scale_T,
     int rows) {
+    begin_kernel();
     const Part part(rows);
     Eight<element> x[eights], dy[eights], dx[eights];
     Eight<parameter> w[eights];
@@ -109,6 +111,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
 /// Row `blockIdx.y` of the partial sums: over `chunk` rows, in order.
 extern "C" __global__ void __launch_bounds__(256) rms_norm_weight(
     const element* x_TH, const element* dy_TH, const float* scale_T, float* partial, int rows, int chunk) {
+    begin_kernel();
     const int column = (blockIdx.x * 256 + threadIdx.x) * 8, count = WIDTH - column;
     const int first = blockIdx.y * chunk, last = min(rows, first + chunk);
     float sum[8] = {};

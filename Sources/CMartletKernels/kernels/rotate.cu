@@ -94,6 +94,7 @@ __device__ __forceinline__ Pair turned(const Pair& z, const Pair& angles, float 
 extern "C" __global__ void __launch_bounds__(256, HALF ? 4 : 3) rotate(
     const element* x_TND, const parameter* weight_D, float epsilon, const float* cosine_PJ, const float* sine_PJ,
     const int* positions_T, element* y_TND, int tokens, int heads) {
+    begin_kernel();
     const Part<2> part(blockIdx.x, tokens, heads);
     Stored<element> x[2];
 #pragma unroll
@@ -159,6 +160,7 @@ __device__ __forceinline__ Pair normalize_backward(const Pair& x, const Pair& we
 extern "C" __global__ void __launch_bounds__(256) rotate_backward(
     const element* x_TND, const parameter* weight_D, float epsilon, const float* cosine_PJ, const float* sine_PJ,
     const int* positions_T, const element* dy_TND, element* dx_TND, float* partial, int tokens, int heads) {
+    begin_kernel();
     const Pair weight = weights(weight_D);
     Pair dweight = {};
     const int blocks = ceil_div(tokens * heads, 256 / lanes);

@@ -25,6 +25,7 @@ __device__ __forceinline__ u32 rank(float p) { return isnan(p) ? 1u : __float_as
 extern "C" __global__ void __launch_bounds__(256) route(
     const element* logits_TE, float* probability_TE, float* logSumExp_T, int* expert_TK, float* weight_TK, int tokens,
     int normalizes) {
+    begin_kernel();
     const int lane = threadIdx.x % 32;
     const u64 token = (u64)blockIdx.x * 8 + threadIdx.x / 32;
     if (token >= tokens) return;
@@ -83,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(256) route(
 extern "C" __global__ void __launch_bounds__(256) route_backward(
     const float* probability_TE, const float* logSumExp_T, const int* expert_TK, const float* weight_TK,
     const float* dweight_TK, const float* everywhere_E, float zScale, element* dlogits_TE, int tokens, int normalizes) {
+    begin_kernel();
     const int lane = threadIdx.x % 32;
     const u64 token = (u64)blockIdx.x * 8 + threadIdx.x / 32;
     if (token >= tokens) return;

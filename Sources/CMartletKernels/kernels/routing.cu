@@ -53,6 +53,7 @@ __device__ __forceinline__ void load_ids(const int* expert_TK, int base, int row
 
 extern "C" __global__ void __launch_bounds__(1024) routing_order(
     const int* expert_TK, int* order_R, int* position_R, int* offset_E1, int rows) {
+    begin_kernel();
     __shared__ int shared[32];
     const int expert = blockIdx.x;
     constexpr int round = 8 * 1024;
@@ -83,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(1024) routing_order(
 }
 
 extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offset_E1, Tile* tiles, int* tile_count) {
+    begin_kernel();
     __shared__ int shared[32];
     const int expert = threadIdx.x;
     const int start = expert < EXPERTS ? offset_E1[expert] : 0;
@@ -97,6 +99,7 @@ extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offs
 
 /// The inverse of an order that is there already: position[order[i]] = i. <<<R / 256 rounded up, 256>>>
 extern "C" __global__ void __launch_bounds__(256) routing_position(const int* order, int* position, int rows) {
+    begin_kernel();
     const int i = blockIdx.x * 256 + threadIdx.x;
     if (i < rows) position[order[i]] = i;
 }

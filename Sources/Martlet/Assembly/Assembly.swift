@@ -96,6 +96,8 @@ package struct Assembly {
         let used: Int
         /// Bytes that both may come to.
         let limit: Int
+        /// What a person should know of the way in which it is computed.
+        let remarks: [String]
         /// Why `device: auto` ended on the CPU, if it did.
         let deviceReason: String?
         /// What will be trained; without memory.
@@ -118,12 +120,13 @@ package struct Assembly {
         let plan = try planner.plan(
             stepTokens: min(try stepTokens(), data.tokenCount), maximumLength: max(data.longestExample, 2),
             tileTokens: recipe.tileTokens, logitRows: recipe.samplePrompts == 0 ? 0 : 1,
-            limit: max(0, limit - memory.used))
+            limit: max(0, limit - memory.used), hostLimit: memory.hostPlannable)
         let parameters = planner.parameters
         let added = parameters.filter { $0.role != .whole }.reduce(0) { $0 + $1.value.count }
         return Prepared(
             checkpoint: checkpoint, settings: settings, backend: backend, data: data, plan: plan,
-            memory: planner.table(plan), used: memory.used, limit: limit, deviceReason: reason,
+            memory: planner.table(plan), used: memory.used, limit: limit, remarks: planner.remarks(on: plan),
+            deviceReason: reason,
             parameters: parameters,
             totalParameterCount: configuration.parameterCount + added)
     }
@@ -131,11 +134,15 @@ package struct Assembly {
     private func makeBackend() throws(MartletError) -> (any Backend, reason: String?) {
         let problem = "full fine-tuning does not run on a GPU yet"
         switch (recipe.method, recipe.device) {
-        case (.full, .auto): return (try Compute(device: .cpu, threads: recipe.threads).makeBackend(), problem)
+        case (.full, .auto): return (try backend(on: .cpu).backend, problem)
         case (.full, .cuda):
             throw recipe.refusal("device", problem, because: "only LoRA does", fix: "write 'device: cpu'")
-        default: return try recipe.device.makeBackend(threads: recipe.threads)
+        default: return try backend(on: recipe.device)
         }
+    }
+
+    private func backend(on device: ComputeDevice) throws(MartletError) -> (backend: any Backend, reason: String?) {
+        try device.makeBackend(threads: recipe.threads, isDeterministic: recipe.deterministic)
     }
 
     /// What the run would do and need.
@@ -146,11 +153,13 @@ package struct Assembly {
         let run = try prepare(text)
         let model = try Model(run.checkpoint, run.settings, run.plan, run.backend)
         let export = ModelExport(recipe: recipe, checkpoint: run.checkpoint, model: model)
+        let read = model.loading.map { [TrainingOverview.Row("checkpoint read", $0.text)] } ?? []
         var parts = TrainingParts(
             model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
-            totalParameterCount: run.totalParameterCount, data: run.data.rows, facts: facts(model, run.deviceReason),
+            totalParameterCount: run.totalParameterCount, data: run.data.rows + read, facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
+        parts.remarks = run.remarks
         let samples = try samples(run, model, text)
         parts.samples = { () throws(MartletError) in try samples.write() }
         return parts

@@ -26,11 +26,14 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var totalSteps: Int
     /// Steps of one pass over the dataset.
     public var stepsPerEpoch: Int
+    /// Bytes of host memory beside the device's; it is pinned.
+    public var hostByteCount: Int
     /// How the plan answers the memory there is.
     public var choices: [String]
 
     init(_ recipe: Recipe, _ run: Assembly.Prepared) throws(MartletError) {
         memory = run.memory.rows.map { .init($0.name, formatBytes($0.byteCount), note: $0.note) }
+        hostByteCount = run.memory.hostByteCount
         arenaByteCount = run.memory.byteCount
         processByteCount = run.used
         let used = DeviceMemory.name(on: run.backend)
@@ -43,15 +46,19 @@ public struct RunPlan: Sendable, CustomStringConvertible {
         stepsPerEpoch = run.data.training.stepsPerEpoch
         totalSteps = try Trainer.totalSteps(recipe, stepsPerEpoch: stepsPerEpoch)
         let layers = run.checkpoint.configuration.layerCount, plan = run.plan
-        choices = [
-            "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
-            plan.keptLayers == layers
-                ? "every layer keeps its activations: there is room"
-                : "\(plan.keptLayers) of \(layers) layers keep their activations; the others are computed again, for lack of room",
-            plan.keepsWeights
-                ? "all layers stay decoded in memory: there is room"
-                : "layers are decoded from the mapped files in each pass: all of them at once do not fit",
-        ]
+        choices =
+            [
+                "a step of at most \(plan.stepTokens) tokens goes through each layer in \(plan.tileCount) tiles of \(plan.tileTokens)",
+                plan.keptLayers == layers
+                    ? "every layer keeps its activations: there is room"
+                    : "for lack of room " + plan.note(layers: layers),
+                plan.keepsWeights
+                    ? "all layers stay decoded in memory: there is room"
+                    : "layers are decoded from the mapped files in each pass: all of them at once do not fit",
+            ] + run.remarks
+        choices += run.memory.hostRows.map {
+            "in host memory: \($0.name), \(formatBytes($0.byteCount)): \($0.note ?? "")"
+        }
     }
 
     /// The result for people.
@@ -60,6 +67,9 @@ public struct RunPlan: Sendable, CustomStringConvertible {
         var rows = memory.map { [$0.name, $0.value, $0.note ?? ""] }
         rows.append([process.name, process.value, process.note ?? ""])
         rows.append(["sum", formatBytes(sum), "of \(formatBytes(limitByteCount)) that may be planned for"])
+        if hostByteCount > 0 {
+            rows.append(["in host memory", formatBytes(hostByteCount), "pinned; not in the sum"])
+        }
         rows.append([
             "checkpoint, mapped", formatBytes(mappedByteCount),
             "file cache: the system takes it back when it needs room",
@@ -75,7 +85,8 @@ public struct RunPlan: Sendable, CustomStringConvertible {
     public var json: String {
         let object: JSON = [
             "arena_bytes": .integer(arenaByteCount), "process_bytes": .integer(processByteCount),
-            "device": .string(device.value), "limit_bytes": .integer(limitByteCount),
+            "host_bytes": .integer(hostByteCount), "device": .string(device.value),
+            "limit_bytes": .integer(limitByteCount),
             "checkpoint_bytes": .integer(mappedByteCount),
             "memory": .array(
                 memory.map {

@@ -10,10 +10,28 @@ struct CheckpointFiles {
     private static let parametersName = "parameters.safetensors"
     private static let optimizerName = "optimizer.safetensors"
 
-    private var moments: [(name: String, tensor: Tensor)] {
-        parameters.flatMap { parameter in parameter.state.map { (parameter.name + "." + $0.name, $0.tensor) } }
+    /// What a name in a file stands for.
+    private enum Content {
+        case tensor(Tensor)
+        case master(Master)
+
+        var dtype: DType {
+            if case .tensor(let tensor) = self { tensor.dtype } else { .float32 }
+        }
+        var shape: Shape {
+            switch self {
+            case .tensor(let tensor): tensor.shape
+            case .master(let master): master.shape
+            }
+        }
     }
-    private var values: [(name: String, tensor: Tensor)] { parameters.map { ($0.name, $0.value) } }
+
+    private var moments: [(name: String, content: Content)] {
+        parameters.flatMap { parameter in
+            parameter.state.map { (parameter.name + "." + $0.name, .tensor($0.tensor)) }
+        }
+    }
+    private var values: [(name: String, content: Content)] { parameters.map { ($0.name, .master($0.master)) } }
 
     /// Writes a checkpoint that appears at `path` whole or not at all.
     func write(_ state: TrainerState, to path: String) throws(MartletError) {
@@ -24,19 +42,27 @@ struct CheckpointFiles {
         try folder.commit()
     }
 
-    private func write(_ tensors: [(name: String, tensor: Tensor)], to path: String) throws(MartletError) {
-        let byName = Dictionary(tensors.map { ($0.name, $0.tensor) }, uniquingKeysWith: { first, _ in first })
-        let descriptions = tensors.map { TensorDescription($0.name, $0.tensor.dtype, $0.tensor.shape.array) }
+    private func write(_ contents: [(name: String, content: Content)], to path: String) throws(MartletError) {
+        let byName = Dictionary(contents.map { ($0.name, $0.content) }, uniquingKeysWith: { first, _ in first })
+        let descriptions = contents.map { TensorDescription($0.name, $0.content.dtype, $0.content.shape.array) }
         var buffer: [UInt8] = []
         try SafeTensorsWriter.write(descriptions, to: path) { (description, sink) throws(MartletError) in
-            guard let tensor = byName[description.name] else { return }
-            let flat = tensor.reshaped([tensor.count])
-            for start in stride(from: 0, to: tensor.count, by: 1 << 22) {
-                let piece = flat.rows(start..<min(start + 1 << 22, tensor.count))
-                if buffer.count != piece.byteCount { buffer = [UInt8](repeating: 0, count: piece.byteCount) }
-                buffer.withUnsafeMutableBytes { backend.download(piece, into: $0) }
+            guard let content = byName[description.name] else { return }
+            let count = content.shape.count, size = content.dtype.byteCount
+            for start in stride(from: 0, to: count, by: 1 << 22) {
+                let range = start..<min(start + 1 << 22, count)
+                if buffer.count != range.count * size { buffer = [UInt8](repeating: 0, count: range.count * size) }
+                buffer.withUnsafeMutableBytes { download(content, range, into: $0) }
                 try buffer.withBytes { (bytes) throws(MartletError) in try sink.write(bytes) }
             }
+        }
+    }
+
+    private func download(_ content: Content, _ range: Range<Int>, into bytes: UnsafeMutableRawBufferPointer) {
+        switch content {
+        case .tensor(let tensor): backend.download(tensor.reshaped([tensor.count]).rows(range), into: bytes)
+        case .master(let master):
+            bytes.withMemoryRebound(to: Float.self) { backend.download(master, range, into: $0) }
         }
     }
 
@@ -58,26 +84,33 @@ struct CheckpointFiles {
         upload(try matched(values, in: FileSystem.join(path, CheckpointFiles.parametersName)))
     }
 
-    private func upload(_ pairs: [(source: HostTensor, tensor: Tensor)]) {
-        for (source, tensor) in pairs { source.withBytes { backend.upload($0, as: tensor.dtype, into: tensor) } }
+    private func upload(_ pairs: [(source: HostTensor, content: Content)]) {
+        for (source, content) in pairs {
+            source.withBytes { bytes in
+                switch content {
+                case .tensor(let tensor): backend.upload(bytes, as: tensor.dtype, into: tensor)
+                case .master(let master): backend.upload(bytes, into: master)
+                }
+            }
+        }
     }
 
     private func matched(
-        _ tensors: [(name: String, tensor: Tensor)], in path: String
-    ) throws(MartletError) -> [(source: HostTensor, tensor: Tensor)] {
+        _ contents: [(name: String, content: Content)], in path: String
+    ) throws(MartletError) -> [(source: HostTensor, content: Content)] {
         let file = try SafeTensorsFile(path)
-        guard file.tensors.count == tensors.count else {
-            throw mismatch(path, "it holds \(file.tensors.count) tensors, the run trains \(tensors.count)")
+        guard file.tensors.count == contents.count else {
+            throw mismatch(path, "it holds \(file.tensors.count) tensors, the run trains \(contents.count)")
         }
-        var pairs: [(source: HostTensor, tensor: Tensor)] = []
-        for (name, tensor) in tensors {
+        var pairs: [(source: HostTensor, content: Content)] = []
+        for (name, content) in contents {
             guard let source = file[name] else { throw mismatch(path, "it has no tensor '\(name)'") }
-            guard source.dtype == tensor.dtype, source.shape == tensor.shape.array else {
+            guard source.dtype == content.dtype, source.shape == content.shape.array else {
                 throw mismatch(
                     path,
-                    "'\(name)' is \(source.dtypeName) \(source.shape), not \(tensor.dtype.rawValue) \(tensor.shape)")
+                    "'\(name)' is \(source.dtypeName) \(source.shape), not \(content.dtype.rawValue) \(content.shape)")
             }
-            pairs.append((source, tensor))
+            pairs.append((source, content))
         }
         return pairs
     }

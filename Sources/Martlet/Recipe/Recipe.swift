@@ -122,6 +122,8 @@ public struct Recipe: Sendable, Equatable {
     public var device = ComputeDevice.auto
     /// CPU threads.
     public var threads: Int?
+    /// Whether the same seed gives the same bytes.
+    public var deterministic = true
 
     /// Where each key that was given stands: "recipe.yaml, line 3", "--set".
     package var places: [String: String] = [:]

@@ -112,5 +112,9 @@ extension RecipeKey {
         .integer("tile_tokens", \.tileTokens, default: "planned", "tokens that go through a layer at a time"),
         .choice("device", \.device, "where to compute; auto: the GPU if there is one"),
         .integer("threads", \.threads, default: "all cores", "CPU threads"),
+        .flag(
+            "deterministic", \.deterministic,
+            "the same seed gives the same bytes; false: not so on a GPU, whose attention is then faster on long sequences and needs less memory"
+        ),
     ]
 }

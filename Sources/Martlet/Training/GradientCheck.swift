@@ -71,11 +71,10 @@ struct GradientAudit {
     /// Examines the gradients of step `step` (from 1) before they are applied. Returns the global norm, and a check when
     /// there is something to tell.
     mutating func inspect(
-        step: Int, _ outcome: StepOutcome, on backend: any Backend
+        step: Int, _ outcome: StepOutcome, squares allSquares: [Double], on backend: any Backend
     ) throws(MartletError) -> (norm: Double, check: GradientCheck?) {
         var total = 0.0
         var newlyReached = false
-        let allSquares = backend.sumsOfSquares(of: parameters.map(\.gradient))
         for (i, (parameter, squares)) in zip(parameters, allSquares).enumerated() {
             guard squares.isFinite else { throw notFinite(parameter, step, outcome) }
             total += squares
@@ -93,7 +92,7 @@ struct GradientAudit {
     /// Whether zero may be the right gradient: an A whose B is zero, or, of experts, not zero for long.
     private mutating func isWaiting(_ i: Int, on backend: any Backend) -> Bool {
         guard let b = partner[i] else { return false }
-        if backend.sumOfSquares(parameters[b].value) == 0 { return true }
+        if backend.isZero(parameters[b].master) { return true }
         overdue[i, default: 0] += 1
         return parameters[i].expertCount != nil && overdue[i, default: 0] < GradientAudit.expertPatience
     }

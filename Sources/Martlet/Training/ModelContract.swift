@@ -8,8 +8,19 @@ package protocol TrainableModel: AnyObject {
     var parameters: [Parameter] { get }
     /// Zeroes the gradients, then runs forward and backward over the whole step, the loss divided by its target count.
     func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome
+    /// Updates the parameters with the gradients of the last `trainStep`; a model may put it off until `settle`.
+    func update(_ step: OptimizerStep)
+    /// Comes before parameters or optimizer state are read.
+    func settle()
+    /// The sum of squares of each parameter's gradient, after a `trainStep`.
+    func gradientSquares() -> [Double]
     /// Forward only, without dropout.
     func evaluate(_ step: PackedStep) throws(MartletError) -> StepOutcome
+}
+
+extension TrainableModel {
+    package func update(_ step: OptimizerStep) { step.apply(to: parameters, on: backend) }
+    package func settle() {}
 }
 
 extension Model: TrainableModel {}

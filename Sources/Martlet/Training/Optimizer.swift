@@ -19,18 +19,10 @@ package struct Optimizer {
         maxGradNorm > 0 ? min(1, maxGradNorm / (norm + 1e-6)) : 1
     }
 
-    /// Makes update number `step` (from 1).
-    package func update(
-        _ parameters: [Parameter], gradientNorm: Double, step: Int, learningRate: Double, on backend: any Backend
-    ) {
-        let scale = Float(clippingScale(forNorm: gradientNorm))
-        backend.adamW(
-            parameters.map { $0.adamW(weightDecay: $0.isDecayed ? settings.weightDecay : 0) }, settings, step: step,
-            learningRate: Float(learningRate), gradientScale: scale)
+    /// Update number `number` (from 1).
+    package func step(_ number: Int, gradientNorm: Double, learningRate: Double) -> OptimizerStep {
+        OptimizerStep(
+            settings, number: number, learningRate: Float(learningRate),
+            gradientScale: Float(clippingScale(forNorm: gradientNorm)))
     }
-}
-
-extension Parameter {
-    /// Norms are not decayed, as in transformers' Trainer.
-    var isDecayed: Bool { !weight.isNorm }
 }

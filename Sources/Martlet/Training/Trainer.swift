@@ -98,7 +98,7 @@ final class Trainer {
         metrics = try MetricsLog(folder: recipe.outputDir, keepingThrough: state.step)
         board = try TensorBoardLog(folder: recipe.outputDir, continuingAfter: state.step)
         send(.started(overview(resumedFrom: start.checkpoint)))
-        for note in start.notes { self.note(note) }
+        for note in start.notes + parts.remarks { self.note(note) }
         try sampleBefore()
         send(.state(.training))
     }
@@ -116,10 +116,10 @@ final class Trainer {
         let step = try parts.training.step(index)
         let outcome = try model.trainStep(step, index: index)
         try requireFinite(outcome, index + 1)
-        let (norm, check) = try audit.inspect(step: index + 1, outcome, on: model.backend)
+        let (norm, check) = try audit.inspect(
+            step: index + 1, outcome, squares: model.gradientSquares(), on: model.backend)
         let rate = schedule.learningRate(at: index)
-        optimizer.update(
-            model.parameters, gradientNorm: norm, step: index + 1, learningRate: rate, on: model.backend)
+        model.update(optimizer.step(index + 1, gradientNorm: norm, learningRate: rate))
         state.step += 1
         state.tokenCount += step.tokenCount
         lastLoss = outcome.loss
@@ -218,6 +218,7 @@ final class Trainer {
         guard state.step > 0, state != savedState else { return }
         send(.state(.saving))
         let path = store.path(ofStep: state.step)
+        model.settle()
         try files.write(state, to: path)
         savedState = state
         try store.prune(limit: recipe.saveTotalLimit, best: state.best?.step)
@@ -238,6 +239,7 @@ final class Trainer {
         var exports: [String] = []
         if end != .stopped {
             send(.state(.exporting))
+            model.settle()
             if recipe.loadBestModelAtEnd, let best = state.best { try files.readValues(store.path(ofStep: best.step)) }
             exports = try parts.export(recipe.outputDir)
         }

@@ -13,6 +13,8 @@ package struct TrainingParts {
     package var data: [TrainingOverview.Row]
     /// What the model is, for the report.
     package var facts: [TrainingOverview.Row]
+    /// What a person should know of the way in which it is computed; told before step 1.
+    package var remarks: [String] = []
     /// The time that the chat template wrote into the data; nil if it wrote none.
     package var templateDate: TemplateDate?
     /// Writes the result into the output folder, returns what was written.

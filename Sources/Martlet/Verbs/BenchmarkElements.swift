@@ -32,15 +32,15 @@ extension OpCases {
     func optimizer() -> [TimedOp] {
         let parameters = adapterShapes.map { shape in
             AdamWParameter(
-                value: memory.normal(shape, 0.02, .float32), gradient: memory.normal(shape, 0.01, .float32),
+                master: Master(value: memory.normal(shape, 0.02, .float32)),
+                gradient: memory.normal(shape, 0.01, .float32),
                 firstMoment: memory.zeros(shape), secondMoment: memory.zeros(shape), weightDecay: 0.01)
         }
         let rounded = parameters.map { inEightBits($0) }
-        let gradients = parameters.map(\.gradient), count = parameters.reduce(0) { $0 + $1.value.count }
+        // As adapters are where ops read bfloat16.
+        let halves = backend.computeDType == .float32 ? [] : rounded.map { inHalves($0) }
+        let gradients = parameters.map(\.gradient), count = parameters.reduce(0) { $0 + $1.master.count }
         let n = Double(count), shape = "\(formatCount(count)) in \(parameters.count)"
-        // What `linear` and `experts` read.
-        let working =
-            backend.computeDType == .float32 ? nil : parameters.map { ($0.value, memory.normal($0.value.shape)) }
         return [
             TimedOp(name: "sumsOfSquares", shape: shape, flops: 2 * n, bytes: 4 * n) { _ in
                 _ = backend.sumsOfSquares(of: gradients)
@@ -53,13 +53,23 @@ extension OpCases {
             },
             TimedOp(name: "zero", shape: shape, bytes: 4 * n) { _ in backend.zero(gradients) },
         ]
-            + (working.map { pairs in
-                [TimedOp(name: "convert", shape: shape, bytes: 6 * n) { _ in backend.convert(pairs) }]
-            } ?? [])
+            + (halves.isEmpty
+                ? []
+                : [
+                    TimedOp(name: "adamW", shape: shape + " 8-bit, halves", flops: 12 * n, bytes: 16 * n) { _ in
+                        backend.adamW(halves, AdamWSettings(), step: 1, learningRate: 1e-6, gradientScale: 1)
+                    }
+                ])
+    }
+
+    private func inHalves(_ parameter: AdamWParameter) -> AdamWParameter {
+        var copy = parameter
+        copy.master = Master(value: memory.normal(copy.master.shape), rest: memory.zeros(copy.master.shape, .int16))
+        return copy
     }
 
     private func inEightBits(_ parameter: AdamWParameter) -> AdamWParameter {
-        let shape = parameter.value.shape, scaleCount = MomentScales.count(for: shape.count)
+        let shape = parameter.master.shape, scaleCount = MomentScales.count(for: shape.count)
         var copy = parameter
         (copy.firstMoment, copy.secondMoment) = (memory.zeros(shape, .uint8), memory.zeros(shape, .uint8))
         copy.scales = MomentScales(first: memory.zeros([scaleCount]), second: memory.zeros([scaleCount]))

@@ -94,7 +94,7 @@ extension OpCases {
                 + usedShare * adapters.reduce(t.weightSize) { $0 + size($1.a, $1.b) },
             setUp: { route(t, load) }
         ) { _ in
-            backend.experts(t.x, t.routing, experts, firstRow: 0, into: t.hidden, adding: t.y)
+            backend.experts(t.x, t.routing, experts, firstRow: 0, into: t.hidden, t.y, residual_TH: t.x)
         }
     }
 
@@ -103,15 +103,15 @@ extension OpCases {
         let adapters = [t.experts.gateUpAdapter, t.experts.downAdapter].compactMap { $0 }
         return TimedOp(
             name: "expertsBackward", shape: shape(load, adapts: true), flops: products + 2 * lowProducts,
-            bytes: size(t.x, t.dy, t.dx, t.dx, t.hidden)
+            bytes: size(t.x, t.dy, t.dx, t.hidden)
                 + usedShare * adapters.reduce(t.weightSize) { $0 + trainedSize($1) },
             setUp: {
                 route(t, load)
-                backend.experts(t.x, t.routing, t.experts, firstRow: 0, into: t.kept, adding: t.y)
+                backend.experts(t.x, t.routing, t.experts, firstRow: 0, into: t.kept, t.y, residual_TH: t.x)
             }, prepare: { backend.set(t.hidden, to: t.kept) }
         ) { _ in
             backend.expertsBackward(
-                t.x, t.routing, t.experts, firstRow: 0, t.hidden, t.dy, adding: t.dx, into: t.dweight)
+                t.x, t.routing, t.experts, firstRow: 0, t.hidden, t.dy, into: t.dx, t.dweight)
         }
     }
 

@@ -24,7 +24,7 @@ struct OpSizes {
         (shapes.hidden, shapes.vocabulary) = (H, V)
         (shapes.queryHeads, shapes.keyValueHeads, shapes.headSize) = (Q, G, D)
         (shapes.experts, shapes.expertsPerToken, shapes.expertInner) = (E, K, F)
-        (shapes.widest, shapes.rank, shapes.isRoomy) = (max(H, Q * D, E), A, true)
+        (shapes.widest, shapes.rank, shapes.room) = (max(H, Q * D, E), A, .ample)
         return shapes
     }
 }

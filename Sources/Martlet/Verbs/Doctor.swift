@@ -23,15 +23,18 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public var isSound: Bool { checks.allSatisfy(\.isSound) }
 
     /// Looks at the machine; `folder` is where a file is written to try the disk.
-    /// With `onlyGPU` nothing but the GPU.
+    /// With `onlyGPU` nothing but the GPU; with `ops` nothing but the arithmetic of these.
     public static func examine(
-        folder: String = ".", onlyGPU: Bool = false, progress: (Check) -> Void = { _ in }
-    ) -> Doctor {
+        folder: String = ".", onlyGPU: Bool = false, ops: [String] = [], progress: (Check) -> Void = { _ in }
+    ) throws(MartletError) -> Doctor {
         var doctor = Doctor(checks: [])
-        let general: [() -> Check] = [
-            machine, matrixProduct, { disk(folder) }, products, threads, fullGradients, adapterGradients,
-        ]
-        let gpuChecks: [() -> Check] = hasGPU ? [gpu, gpuInBFloat16, gpuInFloat32, gpuGradients] : [gpu]
+        let cases = try Parity.cases(of: ops)
+        let arithmetic = [{ products(cases) }, { threads(cases) }]
+        let onGPU = [{ gpuInBFloat16(cases) }, { gpuInAnyOrder(cases) }, { gpuInFloat32(cases) }]
+        var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
+        general += arithmetic + [fullGradients, adapterGradients]
+        var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients] : [])
+        if !ops.isEmpty { (general, gpuChecks) = (arithmetic, [gpu] + (hasGPU ? onGPU : [])) }
         for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
             doctor.checks.append(check)
@@ -94,23 +97,26 @@ public struct Doctor: Sendable, CustomStringConvertible {
     // MARK: The arithmetic
 
     /// The fast arithmetic against plain Swift.
-    private static func products() -> Check {
-        parity("ops with fast loops against plain ones", CPUBackend(), with: CPUBackend(arithmetic: .plain))
+    private static func products(_ cases: [OpCase]) -> Check {
+        parity(
+            "ops with fast loops against plain ones", CPUBackend(), with: CPUBackend(arithmetic: .plain), cases: cases)
     }
 
-    private static func threads() -> Check {
+    private static func threads(_ cases: [OpCase]) -> Check {
         parity(
-            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0)
+            "ops with all threads against one, same numbers", CPUBackend(), with: CPUBackend(threads: 1), tolerance: 0,
+            cases: cases)
     }
 
     /// Every op, forward and backward, on a backend and on one to hold it against. Without a `tolerance` that of the
     /// backends' dtypes counts.
     package static func parity(
-        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil
+        _ name: String, _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil,
+        cases: [OpCase] = Parity.cases
     ) -> Check {
         examine(name, advice: backend is CUDABackend ? gpuAdvice : cpuAdvice) { () throws(MartletError) in
-            let results = try Parity.compare(backend, with: reference, tolerance: tolerance)
-            let wrong = results.filter { !$0.isSound }, most = results.map(\.error).max() ?? 0
+            let results = try Parity.compare(backend, with: reference, tolerance: tolerance, cases: cases)
+            let wrong = results.filter { !$0.isSound }, worst = results.max { $0.error < $1.error }
             let all = "\(results.count) results of \(Set(results.map(\.op)).count) cases"
             guard wrong.isEmpty else {
                 return (
@@ -118,7 +124,8 @@ public struct Doctor: Sendable, CustomStringConvertible {
                     "\(wrong.count) of \(all) are wrong: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
                 )
             }
-            return (true, "\(all), \(shortest(most)) apart at most")
+            let place = worst.map { $0.error > 0 ? " (\($0.op), \($0.result))" : "" } ?? ""
+            return (true, "\(all), \(shortest(worst?.error ?? 0)) apart at most" + place)
         }
     }
 
@@ -129,8 +136,13 @@ public struct Doctor: Sendable, CustomStringConvertible {
     /// What there is, and what a run with `device: auto` takes; no GPU is no fault.
     private static func gpu() -> Check {
         do throws(MartletError) {
-            return Check(name: "GPU", isSound: true, detail: try CUDABackend().description)
+            let backend = try CUDABackend()
+            return Check(
+                name: "GPU", isSound: true, detail: backend.description, advice: cudnnAdvice(backend.attentionRefusal))
         } catch {
+            if error.isInEnvironment {
+                return Check(name: "GPU", isSound: false, detail: "\(error)", advice: error.remedy)
+            }
             return Check(
                 name: "GPU", isSound: true,
                 detail: "none that Martlet can use: \(error.problem); training runs on the CPU",
@@ -138,20 +150,35 @@ public struct Doctor: Sendable, CustomStringConvertible {
         }
     }
 
-    private static func gpuInBFloat16() -> Check {
-        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16)
+    private static func gpuInBFloat16(_ cases: [OpCase]) -> Check {
+        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16, cases)
     }
 
-    private static func gpuInFloat32() -> Check {
-        gpuCheck("ops on the GPU in float32 against the CPU", .float32)
+    private static func gpuInAnyOrder(_ cases: [OpCase]) -> Check {
+        let name = "attention on the GPU with 'deterministic: false'"
+        return gpuCheck(name, .bfloat16, cases.filter { $0.op == "attention" }, isDeterministic: false)
     }
 
-    private static func gpuCheck(_ name: String, _ dtype: DType) -> Check {
+    private static func gpuInFloat32(_ cases: [OpCase]) -> Check {
+        gpuCheck("ops on the GPU in float32 against the CPU", .float32, cases)
+    }
+
+    private static func gpuCheck(
+        _ name: String, _ dtype: DType, _ cases: [OpCase], isDeterministic: Bool = true
+    ) -> Check {
         do throws(MartletError) {
-            return parity(name, try CUDABackend(computeDType: dtype), with: CPUBackend())
+            let backend = try CUDABackend(computeDType: dtype, isDeterministic: isDeterministic)
+            var check = parity(name, backend, with: CPUBackend(), cases: cases)
+            if check.isSound { check.advice = cudnnAdvice(backend.attentionRefusal) }
+            return check
         } catch {
             return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
         }
+    }
+
+    /// Why attention is slower than it could be.
+    private static func cudnnAdvice(_ refusal: MartletError?) -> String? {
+        refusal.map { "attention by our own kernels, not by cuDNN: \($0)" }
     }
 
     private static func gpuGradients() -> Check {

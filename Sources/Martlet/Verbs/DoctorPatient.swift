@@ -37,7 +37,8 @@ struct Patient {
         let model = try Model(try Checkpoint(folder: folder.path), settings, plan, backend)
         var random = RandomStream(seed: 3)
         for parameter in model.parameters where parameter.role == .b {
-            model.upload((0..<parameter.value.count).map { _ in random.normal() * 0.1 }, into: parameter.value)
+            let numbers = (0..<parameter.master.count).map { _ in random.normal() * 0.1 }
+            numbers.withUnsafeBytes { backend.upload($0, into: parameter.master) }
         }
         _ = try model.trainStep(step, index: 0)
         var worst = (apart: 0.0, group: "")
@@ -64,7 +65,7 @@ struct Patient {
     private func apart(
         _ model: Model, _ members: [Int], _ gradients: [[Float]], _ random: inout RandomStream
     ) throws(MartletError) -> Double {
-        let values = members.map { model.floats(model.parameters[$0].value) }
+        let values = members.map { backend.floats(model.parameters[$0].master) }
         let load = try model.evaluate(step).expertLoad_LE
         let size = members.reduce(0.0) { $0 + gradients[$1].reduce(0.0) { $0 + Double($1) * Double($1) } }.squareRoot()
         guard size > 0 else { return .infinity }
@@ -74,12 +75,14 @@ struct Patient {
             func outcome(at distance: Float) throws(MartletError) -> StepOutcome {
                 for (i, member) in members.enumerated() {
                     let moved = zip(values[i], directions[i]).map { $0 + distance * $1 }
-                    model.upload(moved, into: model.parameters[member].value)
+                    moved.withUnsafeBytes { backend.upload($0, into: model.parameters[member].master) }
                 }
                 return try model.evaluate(step)
             }
             let above = try outcome(at: distance), below = try outcome(at: -distance)
-            for (i, member) in members.enumerated() { model.upload(values[i], into: model.parameters[member].value) }
+            for (i, member) in members.enumerated() {
+                values[i].withUnsafeBytes { backend.upload($0, into: model.parameters[member].master) }
+            }
             guard above.expertLoad_LE == load, below.expertLoad_LE == load else {
                 distance *= 0.8
                 continue

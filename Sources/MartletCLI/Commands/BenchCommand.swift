@@ -59,6 +59,8 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
         @Option(help: "Memory to plan for, in MiB (default: what is free).") var memoryLimit: Int?
         @Flag(help: "Also take the device time of each op in one more step.") var profile = false
+        @Flag(inversion: .prefixedNo, help: "The same bytes each time; without, attention on a GPU is faster.")
+        var deterministic = true
         @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false
 
@@ -69,6 +71,7 @@ struct BenchCommand: ParsableCommand {
             )
             (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
+            settings.compute.isDeterministic = deterministic
             settings.optim = optim.type
             settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
@@ -108,24 +111,43 @@ struct DoctorCommand: ParsableCommand {
 
             With --kernels, compiles every GPU kernel for every GPU architecture instead, and keeps what it compiled \
             (MARTLET_CACHE). That needs NVRTC and no GPU; MARTLET_CUDA_PATH names folders to find NVRTC in.
+
+            With --goldens, holds whole models on --device against what transformers and PEFT computed with them \
+            (tools/goldens/model.py): logits, losses, gradients, five steps.
+
+              martlet doctor --gpu --only experts --only attention
+              martlet doctor --goldens Tests/ModelTests/ModelGoldens --device cuda-fp32
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
     @Flag(help: "Examine the GPU only.") var gpu = false
+    @Option(help: "Examine the arithmetic of this op only. May be repeated.") var only: [String] = []
     @Flag(help: "Compile every GPU kernel instead; needs no GPU.") var kernels = false
+    @Option(help: "Compare with the goldens in this folder instead.") var goldens: String?
+    @OptionGroup var compute: ComputeOptions
     @Flag(help: "Print one JSON object.") var json = false
 
     func validate() throws {
+        if goldens != nil, gpu || kernels || !only.isEmpty {
+            throw ValidationError("--goldens excludes --gpu, --kernels and --only")
+        }
+        if goldens == nil, compute.value != Compute() {
+            throw ValidationError("--device and --threads have no effect without --goldens")
+        }
         if gpu && kernels { throw ValidationError("--gpu and --kernels exclude each other") }
+        if kernels && !only.isEmpty { throw ValidationError("--only has no effect with --kernels") }
     }
 
     func run() throws {
         let report = { (check: Doctor.Check) in if !json { Terminal.say(check.description) } }
-        let doctor =
-            kernels
-            ? try Doctor.examineKernels(progress: report)
-            : Doctor.examine(folder: folder, onlyGPU: gpu, progress: report)
+        let doctor = try examine(report)
         if json { Terminal.say(doctor.json) }
         if !doctor.isSound { throw ExitCode(1) }
+    }
+
+    private func examine(_ report: (Doctor.Check) -> Void) throws -> Doctor {
+        if let goldens { return try Doctor.examine(goldens: goldens, compute: compute.value, progress: report) }
+        if kernels { return try Doctor.examineKernels(progress: report) }
+        return try Doctor.examine(folder: folder, onlyGPU: gpu, ops: only, progress: report)
     }
 }

@@ -55,6 +55,12 @@ extension CPUBackend {
 
     package func sumsOfSquares(of tensors: [Tensor]) -> [Double] { tensors.map(squares) }
 
+    package func sumsOfSquares(of tensors: [Tensor], into sums_N: Tensor) {
+        precondition(sums_N.dtype == .int64 && sums_N.count == tensors.count)
+        let bits = sumsOfSquares(of: tensors).map(\.bitPattern)
+        bits.withUnsafeBytes { upload($0, as: .int64, into: sums_N) }
+    }
+
     private func squares(_ x_N: Tensor) -> Double {
         reduce(x_N) { x, count in
             var sum = SIMD8<Double>.zero, rest = 0.0

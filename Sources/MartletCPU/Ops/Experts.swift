@@ -3,11 +3,12 @@ package import MartletCore
 extension CPUBackend {
     package func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor?
+        _ y_TH: Tensor?, residual_TH: Tensor
     ) {
         let size = ExpertsSize(x_TH, routing, experts)
         precondition(y_TH.map { $0.count == x_TH.count } ?? true)
         precondition(gateUp_RF.count >= size.r * 2 * size.f)
+        if let y_TH { set(y_TH, to: residual_TH) }
         guard size.r > 0 else { return }
         var layout = scratch()
         let scratch = ExpertsScratch(&layout, size, trains: false, threads: workers.count)

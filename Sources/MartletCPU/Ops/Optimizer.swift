@@ -13,7 +13,7 @@ extension CPUBackend {
     private func adamW(
         _ tensors: AdamWParameter, _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
     ) {
-        let count = tensors.value.count
+        let count = tensors.master.count
         precondition(step >= 1 && count == tensors.gradient.count)
         precondition(count == tensors.firstMoment.count && count == tensors.secondMoment.count)
         guard count > 0 else { return }
@@ -24,19 +24,21 @@ extension CPUBackend {
             beta1: settings.beta1, beta2: settings.beta2,
             size: Float(Double(learningRate) / correction1), root: Float(1 / correction2.squareRoot()),
             epsilon: settings.epsilon, gradientScale: gradientScale)
-        let parameter = tensors.value.floats, gradient = tensors.gradient.floats
+        let master = MasterMemory(tensors.master), gradient = tensors.gradient.floats
         if let scales = tensors.scales {
             let first = BlockMoment(tensors.firstMoment, scales.first, .signed)
             let second = BlockMoment(tensors.secondMoment, scales.second, .unsigned)
             workers.run(over: count, by: elementsPerTask) { range, _ in
-                update.apply(range, parameter, gradient, first, second)
+                master.update(range) { update.apply(range, $0, gradient, first, second) }
             }
             return
         }
         let first = tensors.firstMoment.floats, second = tensors.secondMoment.floats
         workers.run(over: count, by: elementsPerTask) { range, _ in
             let i = range.lowerBound
-            update.apply(range.count, parameter + i, gradient + i, first + i, second + i, root: squareRoot)
+            master.update(range) {
+                update.apply(range.count, $0 + i, gradient + i, first + i, second + i, root: squareRoot)
+            }
         }
     }
 }

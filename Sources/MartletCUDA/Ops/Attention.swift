@@ -1,5 +1,15 @@
 package import MartletCore
 
+/// The ways to compute attention on a GPU, best first.
+package enum AttentionPath: String, Sendable, CaseIterable {
+    /// cuDNN: bfloat16 on Hopper.
+    case cudnn
+    /// Our own tensor core kernels: bfloat16, heads of 64, 128, 192 and 256.
+    case flash
+    /// Any head size up to 256 and dtype, slowly; what the others are checked against.
+    case plain
+}
+
 extension CUDABackend {
     package func attention(
         _ q_TQD: Tensor, _ k_UGD: Tensor, _ v_UGD: Tensor, _ spans: [AttentionSpan], scale: Float,
@@ -33,6 +43,13 @@ extension CUDABackend {
             if flashAttentionBackward(call, gradients) { return }
             plainAttentionBackward(call, gradients)
         }
+    }
+
+    /// The best way, unless `MARTLET_ATTENTION` names another.
+    static func attentionPath(
+        named name: String? = environment("MARTLET_ATTENTION")
+    ) throws(MartletError) -> AttentionPath {
+        try override("MARTLET_ATTENTION", "way to compute attention", named: name, of: AttentionPath.self) ?? .cudnn
     }
 
     /// Any head size and dtype, slowly.

@@ -1,137 +1,16 @@
 internal import MartletCore
 
-/// What an op was called with.
-struct CuDNNOperands {
-    var q: Tensor
-    var k: Tensor
-    var v: Tensor
-    var o: Tensor
-    var logSumExp: Tensor
-    /// The first row of keys that any span has; rows of `dk`, `dv` count from it.
-    var firstKey = 0
-    var gradients: Gradients?
-
-    struct Gradients {
-        let dout: Tensor
-        let dq: Tensor
-        let scratch: CuDNNAttentionScratch
-
-        init(_ dout: Tensor, dq: Tensor, _ scratch: CuDNNAttentionScratch) {
-            self.dout = dout
-            self.dq = dq
-            self.scratch = scratch
-        }
-    }
-}
-
-/// Spans that run together: one plan, for one part of the heads after the other.
-struct CuDNNCall {
-    let spans: [AttentionSpan]
-    let graph: CuDNNAttentionGraph
-    let plan: CuDNNPlan
-}
-
-/// The calls of an op.
-struct CuDNNCalls {
-    var list: [CuDNNCall]
-    var firstKey: Int
-    var keyRows: Int
-
-    init(_ list: [CuDNNCall]) {
-        self.list = list
-        let spans = list.flatMap(\.spans)
-        firstKey = spans.map(\.keyStart).min() ?? 0
-        keyRows = (spans.map { $0.keyStart + $0.keyCount }.max() ?? 0) - firstKey
-    }
-
-    /// Parts of a group of query heads, each of which leaves gradients of its own.
-    var parts: Int { list.map(\.graph.partsOfGroup).max() ?? 1 }
-
-    /// The key rows that have a gradient in `part`, neighbours joined.
-    func keyRanges(_ part: Int) -> [Range<Int>] {
-        let spans = list.filter { $0.graph.partsOfGroup > part }.flatMap(\.spans)
-        var ranges: [Range<Int>] = []
-        for span in spans.sorted(by: { $0.keyStart < $1.keyStart }) {
-            let end = span.keyStart + span.keyCount
-            if let last = ranges.last, last.upperBound == span.keyStart {
-                ranges[ranges.count - 1] = last.lowerBound..<end
-            } else {
-                ranges.append(span.keyStart..<end)
-            }
-        }
-        return ranges
-    }
-}
-
 /// Attention by cuDNN: its plans, and the tables of packed sequences.
 final class CuDNNAttention {
     let cudnn: CuDNN
-    /// Why cuDNN was first not used; for `martlet doctor`.
-    private(set) var refusal: MartletError?
-    /// The most room that a backward call may take where memory is not to spare.
-    let roomLimit: Int
+    let plans: CuDNNPlans
+    /// Whether the same input gives the same bytes.
+    let isDeterministic: Bool
     private let device: Device
     private let tables: SpanTables
-    /// nil where cuDNN has none.
-    private var plans: [CuDNNAttentionGraph: CuDNNPlan?] = [:]
     /// The same spans come back in every layer.
-    private var known: [Request: CuDNNCalls?] = [:]
-    private var reserved = Reservation()
-
-    /// A span whose lengths are multiples of this has a plan of its own, without lengths (some 8 % faster). Not every
-    /// span: a plan takes 30 ms to build. And not the shortest: the engine for a few queries writes no statistics.
-    private static let exactMultiple = 256
-
-    /// nil where cuDNN's attention was never run: before Hopper and after it.
-    init?(_ device: Device, _ staging: Staging) {
-        guard device.capability == 90, let cudnn = try? CuDNN(device) else { return nil }
-        self.cudnn = cudnn
-        self.device = device
-        roomLimit = device.totalByteCount / 32
-        tables = SpanTables(staging)
-    }
-
-    // MARK: Memory
-
-    /// The most that backward calls may take.
-    private struct Reservation {
-        var keyRows = 0
-        var parts = 1
-        var roomByteCount = 0
-    }
-
-    /// Lays out what a backward pass takes, for the largest shapes.
-    func layOut(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
-        let needs = reservation(shapes)
-        guard needs.roomByteCount > 0 else { return }
-        _ = CuDNNAttentionScratch(
-            &scratch, parts: needs.parts, keyRows: needs.keyRows, heads: shapes.keyValueHeads, size: shapes.headSize,
-            roomByteCount: needs.roomByteCount)
-    }
-
-    func reserve(for shapes: ScratchShapes, in arena: Arena) {
-        tables.reserve(in: arena)
-        guard !arena.isMeasuring else { return }
-        reserved = reservation(shapes)
-        known = [:]
-    }
-
-    /// Room for a tile of one sequence, or of several of equal length, as far as the limit allows.
-    private func reservation(_ shapes: ScratchShapes) -> Reservation {
-        guard shapes.trains, shapes.queryHeads > 0, shapes.keyValueHeads > 0 else { return Reservation() }
-        let keyRows = max(shapes.keyRows, shapes.tokens)
-        let longest = AttentionSpan(
-            queryStart: 0, queryCount: shapes.tokens, keyStart: 0,
-            keyCount: shapes.sequence > 0 ? min(shapes.sequence, keyRows) : keyRows)
-        var graph = CuDNNAttentionGraph(
-            queryHeads: shapes.queryHeads, keyValueHeads: shapes.keyValueHeads, size: shapes.headSize, scale: 1,
-            isBackward: true
-        ).packed([longest])
-        guard graph.takeHeads(fitting: shapes.isRoomy ? 4 * roomLimit : roomLimit) else { return Reservation() }
-        return Reservation(keyRows: keyRows, parts: graph.partsOfGroup, roomByteCount: graph.roomByteCount)
-    }
-
-    // MARK: Calls
+    private var known: [Request: [CuDNNCalls]?] = [:]
+    private var limits = CuDNNLimits()
 
     private struct Request: Hashable {
         var spans: [AttentionSpan]
@@ -140,14 +19,80 @@ final class CuDNNAttention {
 
     private static let requestLimit = 256
 
-    /// nil where cuDNN cannot take a span.
-    func calls(_ spans: [AttentionSpan], _ x: CuDNNOperands, scale: Float, isBackward: Bool) -> CuDNNCalls? {
+    init(_ device: Device, _ staging: Staging, isDeterministic: Bool) throws(MartletError) {
+        guard device.capability == 90 else {
+            throw MartletError(
+                "cuDNN is not used", in: device.name, because: "its attention was only ever tried on Hopper",
+                fix: "nothing: our own kernels take its place, at about half its speed")
+        }
+        cudnn = try CuDNN(device)
+        plans = CuDNNPlans(cudnn, device)
+        self.device = device
+        self.isDeterministic = isDeterministic
+        tables = SpanTables(staging)
+    }
+
+    // MARK: Memory
+
+    /// As far as a 32nd of the GPU's memory allows; an eighth where memory is to spare, as little as may be where it is scant.
+    private func limits(_ shapes: ScratchShapes) -> CuDNNLimits? {
+        let usual = device.totalByteCount / 32
+        let limits =
+            switch shapes.room {
+            case .scant: [usual / 16, usual / 8, usual / 4, usual / 2, usual]
+            case .usual: [usual]
+            case .ample: [4 * usual]
+            }
+        return limits.lazy.compactMap { CuDNNLimits(shapes, isOrdered: self.isDeterministic, limit: $0) }.first
+    }
+
+    /// Lays out what a backward pass takes, for the largest shapes.
+    func layOut(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
+        guard let limits = limits(shapes) else { return }
+        _ = CuDNNAttentionScratch(
+            &scratch, runs: limits.runsOfGroup, keyRows: limits.keyRows,
+            keyWidth: shapes.keyValueHeads * shapes.headSize, queryRows: limits.queryRows,
+            queryWidth: shapes.queryHeads * shapes.headSize, roomByteCount: limits.roomByteCount)
+    }
+
+    func reserve(for shapes: ScratchShapes, in arena: Arena) {
+        tables.reserve(in: arena)
+        guard !arena.isMeasuring else { return }
+        limits = limits(shapes) ?? CuDNNLimits()
+        known = [:]
+        beginPlans(shapes)
+    }
+
+    /// Those of full tiles: of one sequence where one can fill it, else of as many of the longest as fit.
+    private func beginPlans(_ shapes: ScratchShapes) {
+        let T = shapes.tokens, S = min(shapes.sequence, T)
+        guard shapes.headSize % 8 == 0, shapes.queryHeads > 0, S > 0 else { return }
+        var tiles = [
+            stride(from: 0, through: T - S, by: S).map {
+                AttentionSpan(queryStart: $0, queryCount: S, keyStart: $0, keyCount: S)
+            }
+        ]
+        if shapes.sequence >= 2 * T {
+            tiles.append([AttentionSpan(queryStart: 0, queryCount: T, keyStart: 0, keyCount: 2 * T)])
+        }
+        for isBackward in shapes.trains ? [false, true] : [false] {
+            let empty = CuDNNAttentionGraph(shapes, isBackward: isBackward, isOrdered: isDeterministic)
+            for spans in tiles {
+                plans.begin((limits.steps(spans, empty) ?? []).joined().compactMap { limits.graph($0, empty) })
+            }
+        }
+    }
+
+    // MARK: Calls
+
+    /// What to run one after the other; nil where cuDNN cannot take a span.
+    func calls(_ spans: [AttentionSpan], _ x: CuDNNOperands, scale: Float, isBackward: Bool) -> [CuDNNCalls]? {
         guard x.isSupported else { return nil }
         let request = Request(
             spans: spans,
             empty: CuDNNAttentionGraph(
                 queryHeads: x.q.shape[1], keyValueHeads: x.k.shape[1], size: x.q.shape[2], scale: scale,
-                isBackward: isBackward))
+                isBackward: isBackward, isOrdered: isDeterministic))
         if let calls = known[request] { return calls }
         if known.count >= CuDNNAttention.requestLimit { known = [:] }
         let calls = makeCalls(request)
@@ -155,62 +100,23 @@ final class CuDNNAttention {
         return calls
     }
 
-    private func makeCalls(_ request: Request) -> CuDNNCalls? {
+    private func makeCalls(_ request: Request) -> [CuDNNCalls]? {
+        guard let steps = limits.steps(request.spans, request.empty) else { return nil }
         let isBackward = request.empty.isBackward
-        var list: [CuDNNCall] = []
-        for (spans, graph) in split(request.spans.filter { $0.queryCount > 0 }, request.empty) {
-            var graph = graph
-            guard !isBackward || graph.takeHeads(fitting: reserved.roomByteCount), SpanTables.fits(graph.sequences),
-                let plan = plan(graph), !isBackward || plan.workspaceByteCount <= graph.workspaceByteCount
-            else { return nil }
-            list.append(CuDNNCall(spans: spans, graph: graph, plan: plan))
-        }
-        let calls = CuDNNCalls(list)
-        return isBackward && (calls.keyRows > reserved.keyRows || calls.parts > reserved.parts) ? nil : calls
-    }
-
-    /// One span as it is. Otherwise those whose queries are all its keys apart from the others, and backward, where
-    /// memory is for the longest of a call, as many of similar length together as fit.
-    private func split(
-        _ spans: [AttentionSpan], _ empty: CuDNNAttentionGraph
-    ) -> [([AttentionSpan], CuDNNAttentionGraph)] {
-        if spans.count == 1, spans[0].isExact(CuDNNAttention.exactMultiple) {
-            return [(spans, empty.exactly(spans[0]))]
-        }
-        var result: [([AttentionSpan], CuDNNAttentionGraph)] = []
-        for isWhole in [true, false] {
-            var rest = spans.filter { ($0.queryCount == $0.keyCount) == isWhole }
-            if empty.isBackward { rest.sort { ($0.keyCount, $1.keyStart) > ($1.keyCount, $0.keyStart) } }
-            while !rest.isEmpty {
-                let count = empty.isBackward ? fitting(rest, empty) : rest.count
-                let taken = rest.prefix(count)
-                result.append((taken.sorted { $0.queryStart < $1.queryStart }, empty.packed(taken)))
-                rest.removeFirst(count)
+        var result: [CuDNNCalls] = []
+        for (i, parts) in steps.enumerated() {
+            var list: [CuDNNCall] = []
+            for part in parts {
+                guard let graph = limits.graph(part, request.empty), let plan = plans.plan(graph) else { return nil }
+                list.append(CuDNNCall(spans: part.spans, graph: graph, plan: plan))
             }
+            let calls = CuDNNCalls(list, addsQueries: i > 0)
+            guard !isBackward || calls.keyRows <= limits.keyRows && calls.runsOfGroup <= limits.runsOfGroup else {
+                return nil
+            }
+            result.append(calls)
         }
-        return result
-    }
-
-    /// How many of the first spans fit into the room together; at least one.
-    private func fitting(_ spans: [AttentionSpan], _ empty: CuDNNAttentionGraph) -> Int {
-        var count = 1
-        while count < spans.count, empty.packed(spans.prefix(count + 1)).roomByteCount <= reserved.roomByteCount {
-            count += 1
-        }
-        return count
-    }
-
-    private func plan(_ graph: CuDNNAttentionGraph) -> CuDNNPlan? {
-        if let plan = plans[graph] { return plan }
-        do throws(MartletError) {
-            let plan = try graph.plan(cudnn)
-            plans[graph] = plan
-            return plan
-        } catch {
-            refusal = refusal ?? error
-            plans[graph] = .some(nil)
-            return nil
-        }
+        return result.count > 1 && limits.queryRows == 0 ? nil : result
     }
 
     // MARK: Running
@@ -240,42 +146,6 @@ final class CuDNNAttention {
             (.logSumExpOffsets, table.logSumExpOffsets), (.queryCounts, table.queryCounts),
             (.keyCounts, table.keyCounts),
         ]
-        return slots.map { ($0.rawValue, $1) }
-    }
-}
-
-extension AttentionSpan {
-    fileprivate func isExact(_ multiple: Int) -> Bool { queryCount % multiple == 0 && keyCount % multiple == 0 }
-}
-
-extension CuDNNOperands {
-    /// cuDNN moves 16 bytes at a time.
-    fileprivate var isSupported: Bool {
-        q.dtype == .bfloat16 && q.shape[2] % 8 == 0 && v.shape[2] == q.shape[2]
-            && [q, k, v, o, logSumExp].allSatisfy { $0.address % 16 == 0 }
-    }
-
-    /// The tensors of a call from `firstHead` on: packed ones from their first row, a single span from its own.
-    fileprivate func slots(_ call: CuDNNCall, firstHead: Int) -> [(id: Int, address: UInt)] {
-        let graph = call.graph, group = graph.rowQueryHeads / graph.rowKeyValueHeads
-        let span = call.spans[0]
-        let queryRow = graph.isPacked ? 0 : span.queryStart, keyRow = graph.isPacked ? firstKey : span.keyStart
-        let query = UInt((queryRow * graph.rowQueryHeads + firstHead) * graph.size * 2)
-        let key = UInt((keyRow * graph.rowKeyValueHeads + firstHead / group) * graph.size * 2)
-        var slots: [(CuDNNAttentionGraph.Slot, UInt)] = [
-            (.q, q.address + query), (.k, k.address + key), (.v, v.address + key), (.o, o.address + query),
-            (.logSumExp, logSumExp.address + UInt((queryRow * graph.rowQueryHeads + firstHead) * 4)),
-        ]
-        if let gradients {
-            let part = firstHead % group / graph.queryHeads
-            let gradient = key - UInt(firstKey * graph.rowKeyValueHeads * graph.size * 2)
-            slots += [
-                (.dout, gradients.dout.address + query), (.dq, gradients.dq.address + query),
-                (.dk, gradients.scratch.dk_PUGD[part].address + gradient),
-                (.dv, gradients.scratch.dv_PUGD[part].address + gradient),
-                (.rowSums, gradients.scratch.room.address),
-            ]
-        }
         return slots.map { ($0.rawValue, $1) }
     }
 }

@@ -118,7 +118,7 @@ struct FlashScratch {
 extension CUDABackend {
     /// For the largest tile: if every row is a sequence, and keys up to four million rows.
     func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
-        guard shapes.trains, computeDType == .bfloat16, shapes.tokens > 0,
+        guard shapes.trains, computeDType == .bfloat16, attentionPath != .plain, shapes.tokens > 0,
             let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: device.architecture.sharedBytes)
         else { return }
         let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)
@@ -134,7 +134,7 @@ extension CUDABackend {
 
     /// False where there is no such kernel for this head size, dtype and GPU.
     func flashAttention(_ call: AttentionCall) -> Bool {
-        guard call.q_TQD.dtype == .bfloat16,
+        guard call.q_TQD.dtype == .bfloat16, attentionPath != .plain,
             let shape = FlashShape(headSize: call.size, sharedBytes: device.architecture.sharedBytes)
         else { return false }
         let table = attentionTables.table(.queries(shape.queries), call.spans)
@@ -149,7 +149,7 @@ extension CUDABackend {
     }
 
     func flashAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
-        guard call.q_TQD.dtype == .bfloat16,
+        guard call.q_TQD.dtype == .bfloat16, attentionPath != .plain,
             let shape = FlashBackwardShape(headSize: call.size, sharedBytes: device.architecture.sharedBytes)
         else { return false }
         let table = attentionTables.table(.keys(shape.keys, queryRows: shape.queries), call.spans)

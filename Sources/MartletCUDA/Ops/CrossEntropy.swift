@@ -1,15 +1,14 @@
 package import MartletCore
 
-/// Logits of as many rows as fit into 640 MiB, which become their gradient in place.
+/// Logits of as many rows as fit into 640 MiB, or a quarter of that where memory is scant, which become their gradient in
+/// place.
 struct CrossEntropyScratch {
     /// The most rows at a time.
     let chunk: Int
     let logits_CV: Tensor
 
-    private static let byteCount = 640 << 20
-
-    init(_ scratch: inout Scratch, rows: Int, vocabulary: Int, _ dtype: DType) {
-        let fitting = CrossEntropyScratch.byteCount / max(1, vocabulary * dtype.byteCount)
+    init(_ scratch: inout Scratch, rows: Int, vocabulary: Int, room: ScratchRoom, _ dtype: DType) {
+        let fitting = (room == .scant ? 160 << 20 : 640 << 20) / max(1, vocabulary * dtype.byteCount)
         chunk = min(rows, max(1, fitting))
         logits_CV = scratch.take([chunk, vocabulary], dtype)
     }
@@ -24,7 +23,7 @@ extension CUDABackend {
         precondition(x_TH.count == T * H && loss_T.count == T && x_TH.dtype == computeDType)
         guard T > 0 else { return }
         var layout = scratch()
-        let scratch = CrossEntropyScratch(&layout, rows: T, vocabulary: V, computeDType)
+        let scratch = CrossEntropyScratch(&layout, rows: T, vocabulary: V, room: room, computeDType)
         // Chunks of about one size, of whole tiles of the matrix product where there is more than one.
         let chunks = ceilDiv(T, scratch.chunk)
         let size = min(scratch.chunk, chunks == 1 ? T : roundUp(ceilDiv(T, chunks), to: 128))

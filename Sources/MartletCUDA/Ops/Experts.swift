@@ -1,11 +1,5 @@
 package import MartletCore
 
-#if canImport(Glibc)
-import Glibc
-#elseif canImport(Darwin)
-import Darwin
-#endif
-
 /// The ways to compute experts on a GPU.
 package enum ExpertsPath: String, Sendable, CaseIterable {
     /// Grouped products by TMA and wgmma (sm_90a).
@@ -20,30 +14,41 @@ extension ExpertsSize {
     /// Entries of the tile map: blocks of at most 128 rows of one expert.
     var tileCount: Int { r / 128 + e }
 
-    /// Whether the grouped kernels compute these.
-    func isGrouped(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> Bool {
-        dtype == .bfloat16 && h % 8 == 0 && f % 8 == 0 && a % 16 == 0 && a <= 64 && !dropsOut && !trainsWeights
-            && e <= 1024
+    /// What keeps the grouped kernels from computing these; nil: nothing.
+    func obstacle(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> String? {
+        if dtype != .bfloat16 { return "the grouped kernels compute in bfloat16 only" }
+        if dropsOut { return "their adapters have dropout" }
+        if trainsWeights { return "their weights are trained" }
+        if a > 64 { return "rank \(a) is above 64" }
+        if h % 8 != 0 || f % 8 != 0 { return "hidden \(h) and inner \(f) are not both multiples of 8" }
+        return e > 1024 ? "\(e) experts are above 1024" : nil
+    }
+
+    /// The same with the rank that the grouped kernels work at: a multiple of 16, zeros behind the adapter's own.
+    var grouped: ExpertsSize {
+        var copy = self
+        copy.a = roundUp(a, to: 16)
+        return copy
     }
 }
 
 extension CUDABackend {
     package func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor?
+        _ y_TH: Tensor?, residual_TH: Tensor
     ) {
         let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
         guard size.r > 0 else { return }
         device.timed("experts") {
             path == .loop
-                ? LoopExperts(self, size, routing, experts, firstRow).forward(x_TH, gateUp_RF, y_TH)
-                : GroupedExperts(self, path, size, routing, experts).forward(x_TH, gateUp_RF, y_TH)
+                ? LoopExperts(self, size, routing, experts, firstRow).forward(x_TH, gateUp_RF, y_TH, residual_TH)
+                : GroupedExperts(self, path, size, routing, experts).forward(x_TH, gateUp_RF, y_TH, residual_TH)
         }
     }
 
     package func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        adding dx_TH: Tensor, into dweight_TK: Tensor
+        into dx_TH: Tensor, _ dweight_TK: Tensor
     ) {
         let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
         guard size.r > 0 else { return }
@@ -64,7 +69,15 @@ extension CUDABackend {
 
     /// The path that experts take: the chosen one where it can compute them, else the loop.
     private func expertsPath(_ size: ExpertsSize, dropsOut: Bool, trainsWeights: Bool) -> ExpertsPath {
-        size.isGrouped(computeDType, dropsOut: dropsOut, trainsWeights: trainsWeights) ? expertsPath : .loop
+        size.obstacle(computeDType, dropsOut: dropsOut, trainsWeights: trainsWeights) == nil ? expertsPath : .loop
+    }
+
+    package func remarks(on shapes: ScratchShapes) -> [String] {
+        let size = ExpertsSize(shapes)
+        guard size.e > 0 else { return [] }
+        let obstacle = size.obstacle(computeDType, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights)
+        guard let reason = obstacle ?? (expertsPath == .loop ? "MARTLET_MOE_BACKEND says so" : nil) else { return [] }
+        return ["experts are computed one after another, which is slow: \(reason)"]
     }
 
     /// The temporaries that experts of these shapes need.
@@ -73,22 +86,16 @@ extension CUDABackend {
         if expertsPath(size, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights) == .loop {
             _ = LoopScratch(&scratch, size, computeDType, dropsOut: shapes.dropsOut)
         } else {
-            _ = GroupedScratch(&scratch, size)
+            _ = GroupedScratch(&scratch, size.grouped)
         }
     }
 
     /// The fastest path that the GPU has, unless `MARTLET_MOE_BACKEND` names another.
     static func expertsPath(
-        capability: Int, named name: String? = getenv("MARTLET_MOE_BACKEND").map { String(cString: $0) }
+        capability: Int, named name: String? = environment("MARTLET_MOE_BACKEND")
     ) throws(MartletError) -> ExpertsPath {
-        let best: ExpertsPath = capability == 90 ? .hopper : .portable
-        guard let name, !name.isEmpty, name != "auto" else { return best }
-        guard let path = ExpertsPath(rawValue: name) else {
-            throw MartletError(
-                "there is no MoE backend '\(name)'", in: "MARTLET_MOE_BACKEND",
-                because: "there are auto, " + ExpertsPath.allCases.map(\.rawValue).joined(separator: ", "),
-                fix: closestMatch(to: name, among: ExpertsPath.allCases.map(\.rawValue)).map { "write '\($0)'" }
-                    ?? "unset it")
+        guard let path = try override("MARTLET_MOE_BACKEND", "MoE backend", named: name, of: ExpertsPath.self) else {
+            return capability == 90 ? .hopper : .portable
         }
         guard path != .hopper || capability == 90 else {
             throw MartletError(

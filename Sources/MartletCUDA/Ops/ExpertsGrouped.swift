@@ -2,7 +2,7 @@ internal import MartletCore
 
 /// Temporaries of the grouped kernels; contracts in the `.cu` files' headers.
 struct GroupedScratch {
-    // The adapters in bf16; B also transposed, as the backward pass reads it.
+    // The adapters in bf16, at the padded rank; B also transposed, as the backward pass reads it.
     let a1_EAH, b1_EFA, b1_EAF, a2_EAF, b2_EHA, b2_EAH: Tensor
     let position_R, tiles, tileCount: Tensor
     let act_RF: Tensor
@@ -69,22 +69,33 @@ struct GroupedExperts {
     private let routing: Routing
     private let experts: Experts
     private let scratch: GroupedScratch
-    /// The adapters in bf16.
+    /// The adapters' own rank; `size` has a multiple of 16.
+    private let rank: Int
+    /// The adapters in bf16, at `size`'s rank.
     private let a1_EAH, b1_EFA, a2_EAF, b2_EHA: Tensor
 
     init(_ backend: CUDABackend, _ path: ExpertsPath, _ size: ExpertsSize, _ routing: Routing, _ experts: Experts) {
         self.backend = backend
         device = backend.device
         self.path = path
+        rank = size.a
+        let size = size.grouped
         self.size = size
         self.routing = routing
+        let isPadded = rank != size.a
+        var experts = experts
+        if isPadded {
+            // What is kept for the backward pass has no room for the zeros.
+            experts.gateUpAdapter?.low = nil
+            experts.downAdapter?.low = nil
+        }
         self.experts = experts
         var layout = backend.scratch()
         let scratch = GroupedScratch(&layout, size)
         self.scratch = scratch
         func half(_ factor: Tensor?, _ place: Tensor) -> Tensor {
-            guard let factor, factor.dtype != .bfloat16 else { return factor ?? place }
-            backend.convert(factor, into: place)
+            guard let factor, isPadded || factor.dtype != .bfloat16 else { return factor ?? place }
+            if isPadded { backend.pad(factor, into: place) } else { backend.convert(factor, into: place) }
             return place
         }
         a1_EAH = half(experts.gateUpAdapter?.a, scratch.a1_EAH)
@@ -93,7 +104,7 @@ struct GroupedExperts {
         b2_EHA = half(experts.downAdapter?.b, scratch.b2_EHA)
     }
 
-    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
+    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
         prepare()
         if let lora = experts.gateUpAdapter {
             project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
@@ -107,7 +118,10 @@ struct GroupedExperts {
         let kernel = device.kernel("combine.cu", "combine", combineDefines)
         device.launch(
             kernel, Grid(size.t), block: 256,
-            [.tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH)])
+            [
+                .tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH),
+                .tensor(residual_TH),
+            ])
     }
 
     /// dgateUp takes the place of `gateUp_RF`.
@@ -167,11 +181,10 @@ struct GroupedExperts {
     /// B [E, O, A] as [E, A, O].
     private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
         let outputs = b_EOA.shape[1]
-        let kernel = device.kernel(
-            "lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a), KernelDefine("MASTER_HALF", 1)])
+        let kernel = device.kernel("lora_pack.cu", "lora_pack", [KernelDefine("WIDTH", size.a)])
         device.launch(
-            kernel, Grid(ceilDiv(outputs, 64), size.e), block: 256,
-            [.tensor(b_EOA), .optional(nil), .tensor(b_EAO), .int(outputs)])
+            kernel, Grid(ceilDiv(b_EOA.count, 64 * 256)), block: 256,
+            [.tensor(b_EOA), .tensor(b_EAO), .int(outputs), .int(size.e)])
     }
 
     /// p = s x M^T for the rows of each expert, and `weighted` = the same times the routing weight.
@@ -203,7 +216,7 @@ struct GroupedExperts {
             [
                 KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", width), KernelDefine("RANK", size.a),
                 KernelDefine("TOP_K", size.k), KernelDefine("OUTPUT_MAJOR", outputMajor ? 1 : 0),
-            ], sharedBytes: 2 * (64 * 256 + 64 * size.a * 2))
+            ] + (rank == size.a ? [] : [KernelDefine("OWN_RANK", rank)]), sharedBytes: 2 * (64 * 256 + 64 * size.a * 2))
         device.launch(
             kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
             [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
@@ -277,5 +290,20 @@ struct GroupedExperts {
             case .dx: [h, rank, e]
             }
         return maps + [map(p, [rank, r], rows), map(matrix, matrixSizes, box)]
+    }
+}
+
+extension CUDABackend {
+    /// A factor [E, A, I] or [E, O, A] in bf16 at the larger rank of `place`, zeros behind its own.
+    fileprivate func pad(_ factor: Tensor, into place: Tensor) {
+        // The axes that differ, and what follows them.
+        let isLast = factor.shape[2] != place.shape[2], axis = isLast ? 2 : 1
+        let length = factor.shape[axis] * (isLast ? 1 : factor.shape[2])
+        let padded = place.shape[axis] * (isLast ? 1 : place.shape[2])
+        let kernel = device.kernel(
+            "lora_pad.cu", "lora_pad", [KernelDefine("HALF", factor.dtype == .bfloat16 ? 1 : 0)])
+        device.launch(
+            kernel, Grid(ceilDiv(place.count, 256)), block: 256,
+            [.tensor(factor), .tensor(place), .int(length), .int(padded), .long(place.count)])
     }
 }

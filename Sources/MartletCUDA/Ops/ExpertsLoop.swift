@@ -8,8 +8,10 @@ struct LoopScratch {
     let input_RH, rows_RH: Tensor
     let act_RF, dact_RF: Tensor
     let p_RA, q_RA: Tensor
+    /// p in float, for the forward pass.
+    let low_RA: Tensor
     let partial_R: Tensor
-    /// Rows of an adapter's input under dropout, or of its gradient.
+    /// Rows of an adapter's input under its mask, or of that input's gradient.
     let dropped: Tensor
 
     init(_ scratch: inout Scratch, _ s: ExpertsSize, _ dtype: DType, dropsOut: Bool) {
@@ -24,6 +26,7 @@ struct LoopScratch {
         dact_RF = scratch.take([s.r, s.f], dtype)
         p_RA = scratch.take([s.r, s.a], dtype)
         q_RA = scratch.take([s.r, s.a], dtype)
+        low_RA = scratch.take([s.r, s.a], .float32)
         partial_R = scratch.take([s.r], .float32)
         dropped = scratch.take([dropsOut ? s.r * max(s.h, s.f) : 0], dtype)
     }
@@ -77,24 +80,25 @@ struct LoopExperts {
         }
     }
 
-    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?) {
+    func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
         let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f])
         gather(x_TH, weighted: false, into: s.input_RH)
         var lowInput = dropped(s.input_RH, experts.gateUpAdapter)
         for (e, rows) in groups {
             product(
-                s.input_RH.rows(rows), lowInput.rows(rows), experts.gateUp_EFH[e], s.p_RA.rows(rows),
-                experts.gateUpAdapter.map { (s.a1_EAH[e], s.b1_EFA[e], $0.scale) }, into: gateUp_RF.rows(rows))
+                s.input_RH.rows(rows), lowInput.rows(rows), experts.gateUp_EFH[e], s.low_RA.rows(rows),
+                experts.gateUpAdapter, s.a1_EAH[e], s.b1_EFA[e], into: gateUp_RF.rows(rows))
         }
         guard let y_TH else { return }
         launch("activate_rows", size.r, [.tensor(gateUp_RF), .tensor(s.act_RF), .int(size.f)])
         lowInput = dropped(s.act_RF, experts.downAdapter)
         for (e, rows) in groups {
             product(
-                s.act_RF.rows(rows), lowInput.rows(rows), experts.down_EHF[e], s.p_RA.rows(rows),
-                experts.downAdapter.map { (s.a2_EAF[e], s.b2_EHA[e], $0.scale) }, into: s.rows_RH.rows(rows))
+                s.act_RF.rows(rows), lowInput.rows(rows), experts.down_EHF[e], s.low_RA.rows(rows),
+                experts.downAdapter, s.a2_EAF[e], s.b2_EHA[e], into: s.rows_RH.rows(rows))
         }
         position()
+        backend.set(y_TH, to: residual_TH)
         launch(
             "combine_rows", size.t,
             [
@@ -107,9 +111,8 @@ struct LoopExperts {
         gather(dy_TH, weighted: false, into: s.input_RH)
         for (e, rows) in groups {
             productBackward(
-                s.input_RH.rows(rows), experts.down_EHF[e], s.q_RA.rows(rows),
-                experts.downAdapter.map { (s.a2_EAF[e], s.b2_EHA[e], $0.scale) }, experts.downAdapter?.dropout,
-                into: s.dact_RF.rows(rows))
+                s.input_RH.rows(rows), experts.down_EHF[e], s.q_RA.rows(rows), experts.downAdapter, s.a2_EAF[e],
+                s.b2_EHA[e], into: s.dact_RF.rows(rows))
         }
         addDropped(experts.downAdapter, into: s.dact_RF)
         launch(
@@ -130,9 +133,8 @@ struct LoopExperts {
         gather(x_TH, weighted: false, into: s.input_RH)
         for (e, rows) in groups {
             productBackward(
-                gateUp_RF.rows(rows), experts.gateUp_EFH[e], s.q_RA.rows(rows),
-                experts.gateUpAdapter.map { (s.a1_EAH[e], s.b1_EFA[e], $0.scale) }, experts.gateUpAdapter?.dropout,
-                into: s.rows_RH.rows(rows))
+                gateUp_RF.rows(rows), experts.gateUp_EFH[e], s.q_RA.rows(rows), experts.gateUpAdapter, s.a1_EAH[e],
+                s.b1_EFA[e], into: s.rows_RH.rows(rows))
         }
         addDropped(experts.gateUpAdapter, into: s.rows_RH)
         lowInput = dropped(s.input_RH, experts.gateUpAdapter)
@@ -143,6 +145,7 @@ struct LoopExperts {
                 s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e])
         }
         position()
+        backend.zero(dx_TH)
         launch(
             "combine_backward", size.t,
             [
@@ -153,48 +156,52 @@ struct LoopExperts {
 
     // MARK: Products of one expert
 
-    private typealias Factors = (a: Tensor, b: Tensor, scale: Float)
-
-    /// y = x W^T + s (dropout(x) A^T) B^T
+    /// y = x W^T + s p B^T;  p = masked x A^T / (1 - dropout)
     private func product(
-        _ x: Tensor, _ lowInput: Tensor, _ weight: Tensor, _ p: Tensor, _ factors: Factors?, into y: Tensor
+        _ x: Tensor, _ lowInput: Tensor, _ weight: Tensor, _ p: Tensor, _ lora: LoRA?, _ a: Tensor, _ b: Tensor,
+        into y: Tensor
     ) {
         backend.blas.product(Operand(x), Operand(weight).transposed, into: y)
-        guard let (a, b, scale) = factors else { return }
-        backend.blas.product(Operand(lowInput), Operand(a).transposed, into: p)
-        backend.blas.product(Operand(p), Operand(b).transposed, into: y, alpha: scale, adds: true)
+        guard let lora else { return }
+        backend.blas.product(Operand(lowInput), Operand(a).transposed, into: p, alpha: lora.growth)
+        let rows = y.shape[0], outputs = y.shape[1]
+        launch(
+            "add_low", Grid(ceilDiv(rows, 8), ceilDiv(outputs, 256)),
+            [
+                .tensor(p), .tensor(b), .tensor(y), .float(lora.scale), .int(rows), .int(outputs), .int(p.shape[1]),
+            ])
     }
 
     /// dx = dy W + s (dy B) A; under dropout the second term goes to `scratch.dropped`, at the rows of q.
     private func productBackward(
-        _ dy: Tensor, _ weight: Tensor, _ q: Tensor, _ factors: Factors?, _ dropout: Dropout?, into dx: Tensor
+        _ dy: Tensor, _ weight: Tensor, _ q: Tensor, _ lora: LoRA?, _ a: Tensor, _ b: Tensor, into dx: Tensor
     ) {
         backend.blas.product(Operand(dy), Operand(weight), into: dx)
-        guard let (a, b, scale) = factors else { return }
+        guard let lora else { return }
         backend.blas.product(Operand(dy), Operand(b), into: q)
-        guard dropout != nil else {
-            return backend.blas.product(Operand(q), Operand(a), into: dx, alpha: scale, adds: true)
+        guard lora.dropout != nil else {
+            return backend.blas.product(Operand(q), Operand(a), into: dx, alpha: lora.scale, adds: true)
         }
         let width = a.shape[1], row = Int(q.address - scratch.q_RA.address) / (size.a * q.dtype.byteCount)
         let low = scratch.dropped.reshaped([size.r, width]).rows(row..<row + q.shape[0])
-        backend.blas.product(Operand(q), Operand(a), into: low, alpha: scale)
+        backend.blas.product(Operand(q), Operand(a), into: low, alpha: lora.scale)
     }
 
     /// dW += dy^T x, and with x under dropout dA += s (dy B)^T x;  dB += s dy^T (x A^T)
     private func gradients(
         _ x: Tensor, _ lowInput: Tensor, _ dy: Tensor, _ lora: LoRA?, _ expert: Int, _ a: Tensor, _ b: Tensor,
-        _ p: Tensor, _ q: Tensor,
-        _ dweight: Tensor?
+        _ p: Tensor, _ q: Tensor, _ dweight: Tensor?
     ) {
         let blas = backend.blas
         if let dweight { blas.product(Operand(dy).transposed, Operand(x), into: dweight, adds: true) }
         guard let lora else { return }
         if let da = lora.da?[expert] {
             blas.product(Operand(dy), Operand(b), into: q)
-            blas.product(Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale, adds: true)
+            blas.product(
+                Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale * lora.growth, adds: true)
         }
         if let db = lora.db?[expert] {
-            blas.product(Operand(lowInput), Operand(a).transposed, into: p)
+            blas.product(Operand(lowInput), Operand(a).transposed, into: p, alpha: lora.growth)
             blas.product(Operand(dy).transposed, Operand(p), into: db, alpha: lora.scale, adds: true)
         }
     }
@@ -210,26 +217,26 @@ struct LoopExperts {
             ])
     }
 
-    /// The rows as the adapter sees them.
+    /// The rows that the adapter sees, masked; what remains is not yet grown by 1 / (1 - p), so that it stays exact.
     private func dropped(_ rows: Tensor, _ lora: LoRA?) -> Tensor {
         guard let dropout = lora?.dropout else { return rows }
         let result = scratch.dropped.reshaped(rows.shape)
-        drop(rows, dropout, into: result, adds: false)
+        drop(rows, dropout, scale: 1, into: result, adds: false)
         return result
     }
 
-    /// Adds what `productBackward` left in `scratch.dropped`, masked.
+    /// Adds what `productBackward` left in `scratch.dropped`, masked and grown.
     private func addDropped(_ lora: LoRA?, into rows: Tensor) {
         guard let dropout = lora?.dropout else { return }
-        drop(scratch.dropped.reshaped(rows.shape), dropout, into: rows, adds: true)
+        drop(scratch.dropped.reshaped(rows.shape), dropout, scale: dropout.scale, into: rows, adds: true)
     }
 
-    private func drop(_ rows: Tensor, _ dropout: Dropout, into y: Tensor, adds: Bool) {
+    private func drop(_ rows: Tensor, _ dropout: Dropout, scale: Float, into y: Tensor, adds: Bool) {
         launch(
             "drop_rows", size.r,
             [
                 .tensor(rows), .tensor(routing.order_R), .tensor(y), .long(firstFlat),
-                .long(Int(truncatingIfNeeded: dropout.key)), .int(dropout.threshold), .float(dropout.scale),
+                .long(Int(truncatingIfNeeded: dropout.key)), .int(dropout.threshold), .float(scale),
                 .int(rows.shape[1]), .int(adds ? 1 : 0),
             ])
     }
@@ -242,7 +249,16 @@ struct LoopExperts {
     }
 
     private func launch(_ entry: String, _ blocks: Int, _ arguments: [KernelArgument]) {
-        let kernel = device.kernel("experts_loop.cu", entry, [backend.half, KernelDefine("TOP_K", size.k)])
-        device.launch(kernel, Grid(blocks), block: 256, arguments)
+        launch(entry, Grid(blocks), arguments)
     }
+
+    private func launch(_ entry: String, _ grid: Grid, _ arguments: [KernelArgument]) {
+        let kernel = device.kernel("experts_loop.cu", entry, [backend.half, KernelDefine("TOP_K", size.k)])
+        device.launch(kernel, grid, block: 256, arguments)
+    }
+}
+
+extension LoRA {
+    /// What the input grows by under dropout.
+    fileprivate var growth: Float { dropout?.scale ?? 1 }
 }

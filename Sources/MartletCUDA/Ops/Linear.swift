@@ -22,32 +22,76 @@ struct LinearScratch {
 
 extension CUDABackend {
     package func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, adds: Bool) {
-        let call = LinearCall(self, x_TI, layer, firstRow: firstRow)
-        guard call.T > 0 else { return }
+        guard x_TI.count > 0 else { return }
         device.timed("linear") {
-            blas.product(Operand(x_TI), Operand(call.weight_OI).transposed, into: y_TO, adds: adds)
-            if let factors = call.factors {
-                let p_TA = call.project(call.input(x_TI, factors), factors)
-                blas.product(
-                    Operand(p_TA), Operand(factors.b_OA).transposed, into: y_TO, alpha: factors.scale, adds: true)
+            if let hopper = HopperProjection(self, x_TI, [layer]) {
+                hopper.forward(into: [y_TO], residual_TO: adds ? y_TO : nil)
+            } else {
+                LinearCall(self, x_TI, layer, firstRow: firstRow).forward(x_TI, into: y_TO, adds: adds)
             }
             if let bias_O = layer.bias_O { addBias(bias_O, adding: y_TO) }
+        }
+    }
+
+    package func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, residual_TO: Tensor) {
+        guard x_TI.count > 0, let hopper = HopperProjection(self, x_TI, [layer]) else {
+            set(y_TO, to: residual_TO)
+            return linear(x_TI, layer, firstRow: firstRow, into: y_TO, adds: true)
+        }
+        device.timed("linear") {
+            hopper.forward(into: [y_TO], residual_TO: residual_TO)
+            if let bias_O = layer.bias_O { addBias(bias_O, adding: y_TO) }
+        }
+    }
+
+    package func linear(_ x_TI: Tensor, _ layers: [Linear], firstRow: Int, into y_TO: [Tensor]) {
+        guard x_TI.count > 0, let hopper = HopperProjection(self, x_TI, layers) else {
+            for (layer, y_TO) in zip(layers, y_TO) { linear(x_TI, layer, firstRow: firstRow, into: y_TO, adds: false) }
+            return
+        }
+        device.timed("linear") {
+            hopper.forward(into: y_TO, residual_TO: nil)
+            for (layer, y_TO) in zip(layers, y_TO) {
+                if let bias_O = layer.bias_O { addBias(bias_O, adding: y_TO) }
+            }
         }
     }
 
     package func linearBackward(
         _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool
     ) {
-        let call = LinearCall(self, x_TI, layer, firstRow: firstRow)
-        guard call.T > 0 else { return }
+        guard x_TI.count > 0 else { return }
         device.timed("linearBackward") {
-            if let dx_TI { blas.product(Operand(dy_TO), Operand(call.weight_OI), into: dx_TI, adds: adds) }
-            if let factors = call.factors { call.backward(x_TI, dy_TO, factors, dx_TI) }
-            if let dweight_OI = layer.dweight_OI {
-                blas.product(Operand(dy_TO).transposed, Operand(x_TI), into: dweight_OI, adds: true)
+            if let hopper = HopperProjection(self, x_TI, [layer]) {
+                hopper.backward([dy_TO], into: dx_TI, residual_TI: adds ? dx_TI : nil)
+            } else {
+                LinearCall(self, x_TI, layer, firstRow: firstRow).backward(x_TI, dy_TO, into: dx_TI, adds: adds)
             }
-            if let dbias_O = layer.dbias_O { addColumns(dy_TO, adding: dbias_O) }
+            trainWhole(x_TI, layer, dy_TO)
         }
+    }
+
+    package func linearBackward(
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor
+    ) {
+        guard x_TI.count > 0, let hopper = HopperProjection(self, x_TI, layers) else {
+            for (s, layer) in layers.enumerated() {
+                linearBackward(x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0)
+            }
+            return
+        }
+        device.timed("linearBackward") {
+            hopper.backward(dy_TO, into: dx_TI, residual_TI: nil)
+            for (layer, dy_TO) in zip(layers, dy_TO) { trainWhole(x_TI, layer, dy_TO) }
+        }
+    }
+
+    /// dW += dy^T x;  db += the sum of dy's rows
+    private func trainWhole(_ x_TI: Tensor, _ layer: Linear, _ dy_TO: Tensor) {
+        if let dweight_OI = layer.dweight_OI {
+            blas.product(Operand(dy_TO).transposed, Operand(x_TI), into: dweight_OI, adds: true)
+        }
+        if let dbias_O = layer.dbias_O { addColumns(dy_TO, adding: dbias_O) }
     }
 }
 
@@ -79,10 +123,10 @@ private struct LinearCall {
         var db_OA: Tensor?
     }
 
-    let backend: CUDABackend
-    let T: Int
-    let weight_OI: Tensor
-    let factors: Factors?
+    private let backend: CUDABackend
+    private let T: Int
+    private let weight_OI: Tensor
+    private let factors: Factors?
     private let firstRow: Int
     private let scratch: LinearScratch
 
@@ -114,8 +158,23 @@ private struct LinearCall {
         }
     }
 
+    /// y (+)= x W^T + s p B^T
+    func forward(_ x_TI: Tensor, into y_TO: Tensor, adds: Bool) {
+        let blas = backend.blas
+        blas.product(Operand(x_TI), Operand(weight_OI).transposed, into: y_TO, adds: adds)
+        guard let factors else { return }
+        let p_TA = project(input(x_TI, factors), factors)
+        blas.product(Operand(p_TA), Operand(factors.b_OA).transposed, into: y_TO, alpha: factors.scale, adds: true)
+    }
+
+    /// dx (+)= dy W, and what the adapter adds.
+    func backward(_ x_TI: Tensor, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool) {
+        if let dx_TI { backend.blas.product(Operand(dy_TO), Operand(weight_OI), into: dx_TI, adds: adds) }
+        if let factors { backward(x_TI, dy_TO, factors, dx_TI) }
+    }
+
     /// x, with the adapter's dropout if it has one.
-    func input(_ x_TI: Tensor, _ factors: Factors) -> Tensor {
+    private func input(_ x_TI: Tensor, _ factors: Factors) -> Tensor {
         guard let dropout = factors.dropout else { return x_TI }
         let dropped_TI = scratch.dropped.reshaped([T, factors.a_AI.shape[1]])
         backend.dropped(x_TI, dropout, firstRow: firstRow, into: dropped_TI)
@@ -123,14 +182,14 @@ private struct LinearCall {
     }
 
     /// p = x A^T
-    func project(_ x_TI: Tensor, _ factors: Factors) -> Tensor {
+    private func project(_ x_TI: Tensor, _ factors: Factors) -> Tensor {
         let p_TA = factors.low_TA ?? scratch.p.reshaped([T, factors.a_AI.shape[0]])
         backend.blas.product(Operand(x_TI), Operand(factors.a_AI).transposed, into: p_TA)
         return p_TA
     }
 
     /// q = dy B;  dx += s q A;  dB += s dy^T p;  dA += s q^T x
-    func backward(_ x_TI: Tensor, _ dy_TO: Tensor, _ factors: Factors, _ dx_TI: Tensor?) {
+    private func backward(_ x_TI: Tensor, _ dy_TO: Tensor, _ factors: Factors, _ dx_TI: Tensor?) {
         let blas = backend.blas, scale = factors.scale
         let q_TA = scratch.q.reshaped([T, factors.a_AI.shape[0]]), x_TI = input(x_TI, factors)
         blas.product(Operand(dy_TO), Operand(factors.b_OA), into: q_TA)

@@ -7,37 +7,47 @@ extension CUDABackend {
         for tensor in tensors where listed.isEmpty || tensor.dtype != .float32 { zero(tensor) }
         guard !listed.isEmpty else { return }
         device.timed("zero") {
-            let table = tables.table(of: listed.map(TensorTables.Entry.init))
+            let table = tables.table(of: listed.map { TensorTables.Entry($0) })
             launchChunks("zero_all", table)
         }
     }
 
-    package func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)]) {
+    package func split(_ pairs: [(x_N: Tensor, master: Master)]) {
         let table = tables.table(
-            of: pairs.map { x_N, y_N in
-                precondition(y_N.dtype == .bfloat16 && y_N.count == x_N.count)
-                var entry = TensorTables.Entry(x_N)
-                entry.gradient = y_N.address
+            of: pairs.map { x_N, master in
+                precondition(x_N.dtype == .float32 && x_N.count == master.count)
+                var entry = TensorTables.Entry(master)
+                entry.gradient = x_N.address
                 return entry
             })
-        device.timed("convert") { launchChunks("round_all", table) }
+        device.timed("split") { launchChunks("split_all", table) }
     }
 
     package func sumsOfSquares(of tensors: [Tensor]) -> [Double] {
         guard !tensors.isEmpty else { return [] }
-        let table = tables.table(of: tensors.map(TensorTables.Entry.init))
-        device.timed("sumsOfSquares") {
-            launchChunks("square_partials", table, [table.partials])
-            device.launch(
-                kernel("square_sums"), Grid(table.tensorCount), block: 256,
-                [table.entries, .int(table.chunk), table.partials, table.sums])
-        }
+        let table = tables.table(of: tensors.map { TensorTables.Entry($0) })
+        sumsOfSquares(table, into: table.sums)
         // NaN: what a failed device leaves.
         var sums = [Double](repeating: .nan, count: tensors.count)
         sums.withUnsafeMutableBytes { bytes in
             if let base = bytes.baseAddress { staging.receive(bytes.count, from: table.sumAddress, into: base) }
         }
         return sums
+    }
+
+    package func sumsOfSquares(of tensors: [Tensor], into sums_N: Tensor) {
+        precondition(sums_N.dtype == .int64 && sums_N.count == tensors.count)
+        guard !tensors.isEmpty else { return }
+        sumsOfSquares(tables.table(of: tensors.map { TensorTables.Entry($0) }), into: .tensor(sums_N))
+    }
+
+    private func sumsOfSquares(_ table: TensorTables.Table, into sums: KernelArgument) {
+        device.timed("sumsOfSquares") {
+            launchChunks("square_partials", table, [table.partials])
+            device.launch(
+                kernel("square_sums"), Grid(table.tensorCount), block: 256,
+                [table.entries, .int(table.chunk), table.partials, sums])
+        }
     }
 
     package func adamW(
@@ -52,9 +62,10 @@ extension CUDABackend {
             .float(settings.epsilon), .float(gradientScale),
         ]
         device.timed("adamW") {
-            for (entry, hasScales) in [("adamw", false), ("adamw_8bit", true)] {
-                let list = parameters.filter { ($0.scales != nil) == hasScales }
-                guard !list.isEmpty else { continue }
+            let kinds = Dictionary(grouping: parameters) {
+                ($0.scales == nil ? "adamw" : "adamw_8bit") + ($0.master.rest == nil ? "" : "_split")
+            }
+            for (entry, list) in kinds.sorted(by: { $0.key < $1.key }) {
                 launchChunks(entry, tables.table(of: list.map(TensorTables.Entry.init)), numbers)
             }
         }
@@ -72,11 +83,11 @@ extension CUDABackend {
 
 extension TensorTables.Entry {
     fileprivate init(_ parameter: AdamWParameter) {
-        let moments = [parameter.firstMoment, parameter.secondMoment], count = parameter.value.count
+        let moments = [parameter.firstMoment, parameter.secondMoment], count = parameter.master.count
         let stored = parameter.scales == nil ? DType.float32 : .uint8
         precondition(parameter.gradient.dtype == .float32 && parameter.gradient.count == count)
         precondition(moments.allSatisfy { $0.dtype == stored && $0.count == count })
-        self.init(parameter.value)
+        self.init(parameter.master)
         if let scales = parameter.scales {
             precondition(scales.first.count == MomentScales.count(for: count) && scales.first.dtype == .float32)
             precondition(scales.second.count == scales.first.count && scales.second.dtype == .float32)

@@ -6,6 +6,9 @@ struct Architecture: Hashable, Sendable {
     /// As the compiler calls it: with the architecture's own features on Hopper and Blackwell.
     var name: String { "sm_\(capability)" + (capability >= 90 ? "a" : "") }
 
+    /// Whether a kernel can be placed on the GPU while the one before it ends (programmatic dependent launch).
+    var overlapsKernels: Bool { capability >= 90 }
+
     /// Shared memory that a block may have (CUDA C++ programming guide, compute capabilities).
     var sharedBytes: Int {
         switch capability {

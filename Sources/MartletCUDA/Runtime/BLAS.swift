@@ -16,8 +16,9 @@ struct Operand {
     var columns: Int { tensor.shape[1] }
 }
 
-/// cuBLASLt: the dense matrix products. Each shape's algorithm is the first that the library's heuristics name; sums over
-/// K are in a fixed order (reductions of split K go through the workspace).
+/// cuBLASLt: the dense matrix products. Each shape's algorithm is the first that the library's heuristics name, asked for
+/// token counts in steps of 64: packed steps differ in theirs, and an answer takes the host 0.15 ms while the GPU waits. Sums
+/// over K are in a fixed order (reductions of split K go through the workspace).
 final class BLAS {
     private typealias Handle = OpaquePointer?
     private let device: Device
@@ -34,11 +35,21 @@ final class BLAS {
         var transposesA, transposesB: Bool
         var input, output: DType
         var alignment: [Int]
+
+        /// The shape whose algorithm this one takes. Narrow extents are ranks and heads: those are met as they are.
+        var rounded: PlanKey {
+            var key = self
+            for extent in [\PlanKey.m, \.n, \.k] where key[keyPath: extent] > 256 {
+                key[keyPath: extent] = roundUp(key[keyPath: extent], to: 64)
+            }
+            return key
+        }
     }
 
     private struct Plan {
+        typealias Algorithm = (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
         var operation, a, b, c: Handle
-        var algorithm: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
+        var algorithm: Algorithm
     }
 
     /// cublasLtMatmulHeuristicResult_t
@@ -64,6 +75,10 @@ final class BLAS {
                 Handle, Handle, Handle, Handle, Handle, Handle, Handle, Int32, UnsafeMutableRawPointer,
                 UnsafeMutablePointer<Int32>
             ) -> Int32
+        let checkAlgorithm:
+            @convention(c) (
+                Handle, Handle, Handle, Handle, Handle, Handle, UnsafeRawPointer, UnsafeMutableRawPointer
+            ) -> Int32
         let matmul:
             @convention(c) (
                 Handle, Handle, UnsafeRawPointer, UInt, Handle, UInt, Handle, UnsafeRawPointer, UInt, Handle, UInt,
@@ -84,6 +99,7 @@ final class BLAS {
             preferenceSet: try library.symbol("cublasLtMatmulPreferenceSetAttribute"),
             preferenceDestroy: try library.symbol("cublasLtMatmulPreferenceDestroy"),
             heuristic: try library.symbol("cublasLtMatmulAlgoGetHeuristic"),
+            checkAlgorithm: try library.symbol("cublasLtMatmulAlgoCheck"),
             matmul: try library.symbol("cublasLtMatmul"))
         let number = functions.getVersion()
         version = "cuBLASLt \(number / 10000).\(number / 100 % 100).\(number % 100)"
@@ -111,8 +127,7 @@ final class BLAS {
         let key = PlanKey(
             m: m, n: n, k: k, transposesA: a.isTransposed, transposesB: b.isTransposed, input: a.tensor.dtype,
             output: c.dtype, alignment: [a.tensor, b.tensor, c].map { min(256, 1 << $0.address.trailingZeroBitCount) })
-        guard let plan = plans[key] ?? makePlan(key) else { return }
-        plans[key] = plan
+        guard let plan = plan(key) else { return }
         device.launchCount += 1
         var alpha = alpha, beta: Float = adds ? 1 : 0
         // Row-major A B is column-major B^T A^T: the operands change places.
@@ -124,9 +139,24 @@ final class BLAS {
         check(result, key)
     }
 
-    private func makePlan(_ key: PlanKey) -> Plan? {
-        func type(_ dtype: DType) -> Int32 { dtype == .float32 ? 0 : dtype == .bfloat16 ? 14 : 2 }
+    private func plan(_ key: PlanKey) -> Plan? {
+        if let plan = plans[key] { return plan }
         var plan = Plan(operation: nil, a: nil, b: nil, c: nil, algorithm: (0, 0, 0, 0, 0, 0, 0, 0))
+        var status = describe(key, &plan)
+        let rounded = key.rounded
+        if status == 0, rounded != key, let whole = self.plan(rounded), fits(whole.algorithm, plan) {
+            plan.algorithm = whole.algorithm
+        } else if status == 0 {
+            status = chooseAlgorithm(key, &plan)
+        }
+        check(status, key)
+        guard status == 0 else { return nil }
+        plans[key] = plan
+        return plan
+    }
+
+    private func describe(_ key: PlanKey, _ plan: inout Plan) -> Int32 {
+        func type(_ dtype: DType) -> Int32 { dtype == .float32 ? 0 : dtype == .bfloat16 ? 14 : 2 }
         let compute32: Int32 = 68, real32: Int32 = 0
         var first: Int32 = key.transposesB ? 1 : 0, second: Int32 = key.transposesA ? 1 : 0
         var results = [functions.operationCreate(&plan.operation, compute32, real32)]
@@ -138,8 +168,12 @@ final class BLAS {
         results.append(layout(&plan.a, type(key.input), bRows, bColumns))
         results.append(layout(&plan.b, type(key.input), aRows, aColumns))
         results.append(layout(&plan.c, type(key.output), key.n, key.m))
+        return results.first { $0 != 0 } ?? 0
+    }
+
+    private func chooseAlgorithm(_ key: PlanKey, _ plan: inout Plan) -> Int32 {
         var preference: Handle = nil, bytes = workspace?.byteCount ?? 0, found: Int32 = 0
-        results.append(functions.preferenceCreate(&preference))
+        var results = [functions.preferenceCreate(&preference)]
         defer { _ = functions.preferenceDestroy(preference) }
         results.append(functions.preferenceSet(preference, 1, &bytes, 8))
         for (attribute, alignment) in zip([6, 5, 7, 8] as [Int32], key.alignment + [key.alignment[2]]) {
@@ -150,16 +184,17 @@ final class BLAS {
         results.append(
             functions.heuristic(
                 handle, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &heuristic, &found))
-        if let bad = results.first(where: { $0 != 0 }) {
-            check(bad, key)
-            return nil
-        }
-        guard found > 0 else {
-            check(15, key)
-            return nil
-        }
         plan.algorithm = heuristic.algorithm
-        return plan
+        let notSupported: Int32 = 15
+        return results.first { $0 != 0 } ?? (found > 0 ? 0 : notSupported)
+    }
+
+    private func fits(_ algorithm: Plan.Algorithm, _ plan: Plan) -> Bool {
+        var result = HeuristicResult()
+        let status = withUnsafePointer(to: algorithm) {
+            functions.checkAlgorithm(handle, plan.operation, plan.a, plan.b, plan.c, plan.c, $0, &result)
+        }
+        return status == 0 && result.state == 0 && result.workspaceSize <= workspace?.byteCount ?? 0
     }
 
     private func layout(_ layout: inout Handle, _ type: Int32, _ rows: Int, _ columns: Int) -> Int32 {

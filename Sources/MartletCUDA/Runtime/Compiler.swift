@@ -12,8 +12,8 @@ struct Compiler: Sendable {
         ) -> Int32
     private let compileProgram: @convention(c) (Program, Int32, Strings) -> Int32
     private let destroy: @convention(c) (UnsafeMutablePointer<Program>) -> Int32
-    private let getLogSize, getImageSize: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Int32
-    private let getLog, getImage: @convention(c) (Program, UnsafeMutablePointer<CChar>) -> Int32
+    private let getLogSize, getImageSize, getTextSize: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Int32
+    private let getLog, getImage, getText: @convention(c) (Program, UnsafeMutablePointer<CChar>) -> Int32
     /// "NVRTC 13.0"
     let version: String
 
@@ -27,6 +27,8 @@ struct Compiler: Sendable {
         getLog = try library.symbol("nvrtcGetProgramLog")
         getImageSize = try library.symbol("nvrtcGetCUBINSize")
         getImage = try library.symbol("nvrtcGetCUBIN")
+        getTextSize = try library.symbol("nvrtcGetPTXSize")
+        getText = try library.symbol("nvrtcGetPTX")
         let getVersion: @convention(c) (UnsafeMutablePointer<Int32>, UnsafeMutablePointer<Int32>) -> Int32 =
             try library.symbol("nvrtcVersion")
         var major: Int32 = 0, minor: Int32 = 0
@@ -54,7 +56,13 @@ struct Compiler: Sendable {
         guard made == 0 else { throw failure(file, options, "nvrtcCreateProgram gave \(made)") }
         defer { _ = destroy(&program) }
         let result = withStrings(options) { compileProgram(program, Int32(options.count), $0) }
-        guard result == 0 else { throw failure(file, options, log(program)) }
+        guard result == 0 else { throw failure(file, options, string(program, getLogSize, getLog)) }
+        if architecture.overlapsKernels,
+            let entry = Compiler.entryWithoutWait(in: string(program, getTextSize, getText))
+        {
+            throw failure(
+                file, options, "\(entry) does not wait for the kernels before it: begin it with begin_kernel()")
+        }
         var size = 0
         guard getImageSize(program, &size) == 0, size > 0 else { throw failure(file, options, "no cubin was made") }
         return [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
@@ -65,11 +73,33 @@ struct Compiler: Sendable {
         }
     }
 
-    private func log(_ program: Program) -> String {
+    /// The first entry of a PTX text that does anything but fetch its arguments before it waits for the kernels in front of
+    /// it. Such a kernel may not be launched: see `LaunchAttribute.beginsEarly`.
+    static func entryWithoutWait(in ptx: String) -> String? {
+        let harmless = [".", "ld.param", "cvta", "mov", "//", "{", ")"]
+        var entry: String?
+        for line in ptx.split(whereSeparator: \.isNewline) {
+            let words = line.drop(while: \.isWhitespace)
+            if words.hasPrefix(".visible .entry") {
+                if entry != nil { return entry }
+                entry = words.split(separator: " ").last.map { String($0.prefix { $0 != "(" }) }
+            } else if words.hasPrefix("griddepcontrol.wait") {
+                entry = nil
+            } else if let entry, !words.isEmpty, !harmless.contains(where: words.hasPrefix) {
+                return entry
+            }
+        }
+        return entry
+    }
+
+    private func string(
+        _ program: Program, _ getSize: (Program, UnsafeMutablePointer<Int>) -> Int32,
+        _ get: (Program, UnsafeMutablePointer<CChar>) -> Int32
+    ) -> String {
         var size = 0
-        guard getLogSize(program, &size) == 0, size > 0 else { return "no log" }
+        guard getSize(program, &size) == 0, size > 0 else { return "" }
         var bytes = [CChar](repeating: 0, count: size)
-        _ = getLog(program, &bytes)
+        _ = get(program, &bytes)
         return String(decoding: bytes.map(UInt8.init(bitPattern:)).prefix { $0 != 0 }, as: UTF8.self)
     }
 

@@ -78,7 +78,7 @@ private struct CuDNNAttentionBuilder {
         return try graph.pointwise(.multiply, s, graph.constant(shape.scale))
     }
 
-    /// s where both rows exist and the key is not after the query, -infinity elsewhere.
+    /// s where both rows exist and the query sees the key, -infinity elsewhere.
     private func masked(_ s: Node) throws(MartletError) -> Node {
         var s = s
         if let queryCounts, let keyCounts {
@@ -89,9 +89,10 @@ private struct CuDNNAttentionBuilder {
             let exists = try graph.pointwise(.and, isRow, isColumn, as: .boolean, computing: .boolean)
             s = try graph.pointwise(.select, s, graph.constant(-Float.infinity), where: exists)
         }
+        guard shape.mask != .none else { return s }
         var row = try graph.pointwise(.index, s, as: .int32, axis: 2)
         let column = try graph.pointwise(.index, s, as: .int32, axis: 3)
-        if shape.isAlignedAtEnd {
+        if shape.mask == .fromEnd {
             let u = try count(keyCounts, shape.keys), t = try count(queryCounts, shape.queries)
             row = try graph.pointwise(.add, row, u, as: .int32, computing: .int32)
             row = try graph.pointwise(.subtract, row, t, as: .int32, computing: .int32)
@@ -143,7 +144,13 @@ private struct CuDNNAttentionBuilder {
 
         let rowsOfK = try graph.view(
             k, as: graph.inner(dk.sizes, dk.strides, .bfloat16, offsets: keyOffsets))
-        try graph.product(ds, rowsOfK, into: dq, rows: queryCounts, inner: keyCounts)
+        guard !shape.isOrdered else {
+            try graph.product(ds, rowsOfK, into: dq, rows: queryCounts, inner: keyCounts)
+            return
+        }
+        let sums = try bound(.querySums, dq.sizes, nil, .float32)
+        try graph.product(ds, rowsOfK, into: sums, rows: queryCounts, inner: keyCounts)
+        try graph.pointwise(.identity, sums, into: dq)
     }
 
     /// y = x^T rows, summed over the query heads that share a key/value head.

@@ -90,6 +90,8 @@ final class CuDNNDescriptor {
         static func integer(_ integer: Int) -> Value { .integers([integer]) }
     }
 
+    typealias Attributes = [(Name, Value)]
+
     let pointer: CuDNN.Pointer
     private let cudnn: CuDNN
     private var kept: [CuDNNDescriptor] = []
@@ -102,7 +104,7 @@ final class CuDNNDescriptor {
         self.pointer = pointer
     }
 
-    convenience init(_ kind: Kind, _ cudnn: CuDNN, _ attributes: [(Name, Value)]) throws(MartletError) {
+    convenience init(_ kind: Kind, _ cudnn: CuDNN, _ attributes: Attributes) throws(MartletError) {
         try self.init(empty: kind, cudnn)
         for (name, value) in attributes { try cudnn.check(set(name, value), "\(kind).\(name) = \(value)") }
         try cudnn.check(cudnn.functions.finalize(pointer), "\(kind)")

@@ -18,6 +18,7 @@ final class CuDNNGraph {
         case subtract = 9
         case exponential = 13
         case logarithm = 15
+        case identity = 21
         case atLeast = 303
         case lessThan = 304
         case and = 400
@@ -46,18 +47,14 @@ final class CuDNNGraph {
         _ id: Int, _ sizes: [Int], _ strides: [Int]? = nil, _ type: CuDNNDescriptor.DataType, offsets: Node? = nil,
         alignment: Int = 16
     ) throws(MartletError) -> Node {
-        let more: [(CuDNNDescriptor.Name, CuDNNDescriptor.Value)] =
-            offsets.map { [(.tensorRaggedOffset, .descriptor($0.descriptor))] } ?? []
-        return try node(id, sizes, strides, type, more, alignment: alignment)
+        try node(id, sizes, strides, type, [], offsets, alignment: alignment)
     }
 
     /// A tensor that the graph alone knows.
     func inner(
         _ sizes: [Int], _ strides: [Int]? = nil, _ type: CuDNNDescriptor.DataType = .float32, offsets: Node? = nil
     ) throws(MartletError) -> Node {
-        var more: [(CuDNNDescriptor.Name, CuDNNDescriptor.Value)] = [(.tensorIsVirtual, .flag(true))]
-        if let offsets { more.append((.tensorRaggedOffset, .descriptor(offsets.descriptor))) }
-        return try node(newID(), sizes, strides, type, more)
+        try node(newID(), sizes, strides, type, [(.tensorIsVirtual, .flag(true))], offsets)
     }
 
     func constant(_ value: Float) throws(MartletError) -> Node { try constant(value.bitPattern, .float32) }
@@ -78,17 +75,16 @@ final class CuDNNGraph {
 
     private func node(
         _ id: Int, _ sizes: [Int], _ strides: [Int]?, _ type: CuDNNDescriptor.DataType,
-        _ more: [(CuDNNDescriptor.Name, CuDNNDescriptor.Value)], alignment: Int = 16
+        _ kind: CuDNNDescriptor.Attributes, _ offsets: Node? = nil, alignment: Int = 16
     ) throws(MartletError) -> Node {
-        let packed = [sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3], 1]
-        let strides = strides ?? packed
+        let strides = strides ?? [sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3], 1]
         let descriptor = try CuDNNDescriptor(
             .tensor, cudnn,
             [
                 (.tensorType, .dataType(type)), (.tensorDimensions, .integers(sizes)),
                 (.tensorStrides, .integers(strides)), (.tensorUniqueID, .integer(id)),
                 (.tensorAlignment, .integer(alignment)),
-            ] + more)
+            ] + kind + attributes([(.tensorRaggedOffset, offsets)]))
         return Node(descriptor: descriptor, sizes: sizes, strides: strides)
     }
 
@@ -102,17 +98,13 @@ final class CuDNNGraph {
     ) throws(MartletError) -> Node {
         let y: Node
         if let into { y = into } else { y = try inner(x.sizes, x.strides, type) }
-        var how: [(CuDNNDescriptor.Name, CuDNNDescriptor.Value)] = [
+        let how: CuDNNDescriptor.Attributes = [
             (.pointwiseMode, .pointwise(mode.rawValue)), (.pointwiseComputeType, .dataType(computing)),
         ]
-        if let axis { how.append((.pointwiseAxis, .integer(axis))) }
-        var operands: [(CuDNNDescriptor.Name, CuDNNDescriptor.Value)] = [
-            (.pointwiseDescriptor, .descriptor(try CuDNNDescriptor(.pointwise, cudnn, how))),
-            (.pointwiseX, .descriptor(x.descriptor)), (.pointwiseY, .descriptor(y.descriptor)),
-        ]
-        if let b { operands.append((.pointwiseB, .descriptor(b.descriptor))) }
-        if let t { operands.append((.pointwiseT, .descriptor(t.descriptor))) }
-        operations.append(try CuDNNDescriptor(.pointwiseOperation, cudnn, operands))
+        try operate(
+            .pointwiseOperation, .pointwiseDescriptor, .pointwise,
+            how + (axis.map { [(.pointwiseAxis, .integer($0))] } ?? []),
+            [(.pointwiseX, x), (.pointwiseY, y), (.pointwiseB, b), (.pointwiseT, t)])
         return y
     }
 
@@ -121,41 +113,45 @@ final class CuDNNGraph {
     func product(
         _ a: Node, _ b: Node, into c: Node, rows: Node? = nil, columns: Node? = nil, inner: Node? = nil
     ) throws(MartletError) -> Node {
-        let how = try CuDNNDescriptor(.matmul, cudnn, [(.matmulComputeType, .dataType(.float32))])
-        var operands: [(CuDNNDescriptor.Name, CuDNNDescriptor.Value)] = [
-            (.matmulA, .descriptor(a.descriptor)), (.matmulB, .descriptor(b.descriptor)),
-            (.matmulC, .descriptor(c.descriptor)), (.matmulDescriptor, .descriptor(how)),
-        ]
-        if let rows { operands.append((.matmulRows, .descriptor(rows.descriptor))) }
-        if let columns { operands.append((.matmulColumns, .descriptor(columns.descriptor))) }
-        if let inner { operands.append((.matmulInner, .descriptor(inner.descriptor))) }
-        operations.append(try CuDNNDescriptor(.matmulOperation, cudnn, operands))
+        try operate(
+            .matmulOperation, .matmulDescriptor, .matmul, [(.matmulComputeType, .dataType(.float32))],
+            [
+                (.matmulA, a), (.matmulB, b), (.matmulC, c), (.matmulRows, rows), (.matmulColumns, columns),
+                (.matmulInner, inner),
+            ])
         return c
     }
 
     /// Over the extents in which y is smaller.
     @discardableResult
     func reduce(_ mode: Reduction, _ x: Node, into y: Node) throws(MartletError) -> Node {
-        let how = try CuDNNDescriptor(
-            .reduction, cudnn,
-            [(.reductionComputeType, .dataType(.float32)), (.reductionOperator, .reduction(mode.rawValue))])
-        operations.append(
-            try CuDNNDescriptor(
-                .reductionOperation, cudnn,
-                [
-                    (.reductionDescriptor, .descriptor(how)), (.reductionX, .descriptor(x.descriptor)),
-                    (.reductionY, .descriptor(y.descriptor)),
-                ]))
+        try operate(
+            .reductionOperation, .reductionDescriptor, .reduction,
+            [(.reductionComputeType, .dataType(.float32)), (.reductionOperator, .reduction(mode.rawValue))],
+            [(.reductionX, x), (.reductionY, y)])
         return y
     }
 
     /// The same elements seen with y's extents and strides.
     func view(_ x: Node, as y: Node) throws(MartletError) -> Node {
         operations.append(
-            try CuDNNDescriptor(
-                .reshapeOperation, cudnn,
-                [(.reshapeX, .descriptor(x.descriptor)), (.reshapeY, .descriptor(y.descriptor))]))
+            try CuDNNDescriptor(.reshapeOperation, cudnn, attributes([(.reshapeX, x), (.reshapeY, y)])))
         return y
+    }
+
+    /// Appends an operation: a descriptor of `how`, under `name`, and its operands.
+    private func operate(
+        _ operation: CuDNNDescriptor.Kind, _ name: CuDNNDescriptor.Name, _ kind: CuDNNDescriptor.Kind,
+        _ how: CuDNNDescriptor.Attributes, _ operands: [(CuDNNDescriptor.Name, Node?)]
+    ) throws(MartletError) {
+        let how = try CuDNNDescriptor(kind, cudnn, how)
+        operations.append(
+            try CuDNNDescriptor(operation, cudnn, [(name, .descriptor(how))] + attributes(operands)))
+    }
+
+    /// Those that are there.
+    private func attributes(_ nodes: [(CuDNNDescriptor.Name, Node?)]) -> CuDNNDescriptor.Attributes {
+        nodes.compactMap { name, node in node.map { (name, .descriptor($0.descriptor)) } }
     }
 
     func finished() throws(MartletError) -> CuDNNDescriptor {

@@ -14,6 +14,7 @@ struct Driver: Sendable {
     let deviceTotalMem: @convention(c) (UnsafeMutablePointer<Int>, Int32) -> Result
     let primaryContextRetain: @convention(c) (UnsafeMutablePointer<Pointer>, Int32) -> Result
     let contextSetCurrent: @convention(c) (Pointer) -> Result
+    let contextSetLimit: @convention(c) (Int32, Int) -> Result
     let memoryInfo: @convention(c) (UnsafeMutablePointer<Int>, UnsafeMutablePointer<Int>) -> Result
     let memoryAllocate: @convention(c) (UnsafeMutablePointer<UInt>, Int) -> Result
     let memoryFree: @convention(c) (UInt) -> Result
@@ -21,8 +22,8 @@ struct Driver: Sendable {
     let hostFree: @convention(c) (UnsafeMutableRawPointer?) -> Result
     let copyToDevice: @convention(c) (UInt, UnsafeRawPointer?, Int, Pointer) -> Result
     let copyToHost: @convention(c) (UnsafeMutableRawPointer?, UInt, Int, Pointer) -> Result
-    let copyOnDevice: @convention(c) (UInt, UInt, Int, Pointer) -> Result
-    let fillBytes: @convention(c) (UInt, UInt8, Int, Pointer) -> Result
+    /// Between any two places; the driver knows where addresses lie.
+    let copyAnywhere: @convention(c) (UInt, UInt, Int, Pointer) -> Result
     let streamCreate: @convention(c) (UnsafeMutablePointer<Pointer>, UInt32) -> Result
     let streamSynchronize: @convention(c) (Pointer) -> Result
     let streamWaitEvent: @convention(c) (Pointer, Pointer, UInt32) -> Result
@@ -34,10 +35,10 @@ struct Driver: Sendable {
     let moduleLoadData: @convention(c) (UnsafeMutablePointer<Pointer>, UnsafeRawPointer) -> Result
     let moduleGetFunction: @convention(c) (UnsafeMutablePointer<Pointer>, Pointer, UnsafePointer<CChar>) -> Result
     let functionSetAttribute: @convention(c) (Pointer, Int32, Int32) -> Result
+    /// `LaunchConfiguration`, function, arguments, extra
     let launchKernel:
         @convention(c) (
-            Pointer, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, Pointer,
-            UnsafeMutablePointer<UnsafeMutableRawPointer?>?, UnsafeMutableRawPointer?
+            UnsafeRawPointer, Pointer, UnsafeMutablePointer<UnsafeMutableRawPointer?>?, UnsafeMutableRawPointer?
         ) -> Result
     /// map, dtype, rank, address, sizes, strides, box, element strides, interleave, swizzle, L2 promotion, fill
     let tensorMapEncodeTiled:
@@ -62,6 +63,7 @@ struct Driver: Sendable {
         deviceTotalMem = try library.symbol("cuDeviceTotalMem_v2")
         primaryContextRetain = try library.symbol("cuDevicePrimaryCtxRetain")
         contextSetCurrent = try library.symbol("cuCtxSetCurrent")
+        contextSetLimit = try library.symbol("cuCtxSetLimit")
         memoryInfo = try library.symbol("cuMemGetInfo_v2")
         memoryAllocate = try library.symbol("cuMemAlloc_v2")
         memoryFree = try library.symbol("cuMemFree_v2")
@@ -69,8 +71,7 @@ struct Driver: Sendable {
         hostFree = try library.symbol("cuMemFreeHost")
         copyToDevice = try library.symbol("cuMemcpyHtoDAsync_v2")
         copyToHost = try library.symbol("cuMemcpyDtoHAsync_v2")
-        copyOnDevice = try library.symbol("cuMemcpyDtoDAsync_v2")
-        fillBytes = try library.symbol("cuMemsetD8Async")
+        copyAnywhere = try library.symbol("cuMemcpyAsync")
         streamCreate = try library.symbol("cuStreamCreate")
         streamSynchronize = try library.symbol("cuStreamSynchronize")
         streamWaitEvent = try library.symbol("cuStreamWaitEvent")
@@ -82,7 +83,7 @@ struct Driver: Sendable {
         moduleLoadData = try library.symbol("cuModuleLoadData")
         moduleGetFunction = try library.symbol("cuModuleGetFunction")
         functionSetAttribute = try library.symbol("cuFuncSetAttribute")
-        launchKernel = try library.symbol("cuLaunchKernel")
+        launchKernel = try library.symbol("cuLaunchKernelEx")
         tensorMapEncodeTiled = try? library.symbol("cuTensorMapEncodeTiled")
         getErrorName = try library.symbol("cuGetErrorName")
         getErrorString = try library.symbol("cuGetErrorString")

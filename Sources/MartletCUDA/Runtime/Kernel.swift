@@ -16,6 +16,8 @@ enum KernelArgument {
     case long(Int)
     case float(Float)
     case map(TensorMap)
+    /// A struct of 128 bytes, aligned to 64.
+    case block(SIMD16<UInt64>)
 }
 
 /// Blocks of a launch.
@@ -30,6 +32,25 @@ struct Grid: ExpressibleByIntegerLiteral {
         self.z = z
     }
     init(integerLiteral value: Int) { x = value }
+}
+
+/// CUlaunchConfig
+struct LaunchConfiguration {
+    var grid: (x: UInt32, y: UInt32, z: UInt32)
+    var block: (x: UInt32, y: UInt32, z: UInt32)
+    var sharedBytes: UInt32
+    var stream: Driver.Pointer
+    var attributes: UnsafePointer<LaunchAttribute>?
+    var attributeCount: UInt32
+}
+
+/// CUlaunchAttribute: its number, and 64 bytes of its value.
+struct LaunchAttribute {
+    var words: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
+
+    /// Programmatic stream serialization: the kernel may be placed on the GPU before the one in front of it is complete.
+    /// `begin_kernel` of common.cuh, with which all kernels begin, waits for that; `Compiler` refuses a kernel without.
+    static let beginsEarly = LaunchAttribute(words: (6, 1, 0, 0, 0, 0, 0, 0, 0))
 }
 
 /// A tensor map of the copy engine (CUtensorMap): which boxes of a row-major bf16 tensor a kernel fetches.

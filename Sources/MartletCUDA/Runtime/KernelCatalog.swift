@@ -11,7 +11,7 @@ package enum KernelCatalog {
 
     static func variants(for architecture: Architecture) -> [KernelVariant] {
         // The slow ones first, so that no processor is left with one at the end.
-        attention(architecture) + products(architecture) + adapters + plain + routing
+        attention(architecture) + products(architecture) + projections(architecture) + adapters + plain + routing
     }
 
     // MARK: The floors of a layer
@@ -43,10 +43,17 @@ package enum KernelCatalog {
         }
     }
 
+    /// Dense projections with adapters, on Hopper.
+    private static func projections(_ architecture: Architecture) -> [KernelVariant] {
+        guard architecture.capability == 90 else { return [] }
+        return [16, 64].flatMap { rank in
+            HopperProjection.kernels(rank: rank, rows: 4096, multiprocessors: 132)
+        }
+    }
+
     private static var adapters: [KernelVariant] {
         [16, 64].flatMap { rank in
-            let pack = KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank), KernelDefine("MASTER_HALF", 1)])
-            return [pack]
+            return [KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank)])]
                 + [(1, 2048), (0, 768)].flatMap { gathers, width in
                     let defines = [
                         KernelDefine("GATHERS", gathers), KernelDefine("WIDTH", width), KernelDefine("RANK", rank),
@@ -55,6 +62,12 @@ package enum KernelCatalog {
                     return [KernelVariant("lora_project.cu", defines)]
                         + [0, 1].map {
                             KernelVariant("lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)])
+                        }
+                        // Of an adapter whose rank is padded.
+                        + [0, 1].map {
+                            KernelVariant(
+                                "lora_gradient.cu",
+                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)])
                         }
                 }
         }
@@ -70,9 +83,9 @@ package enum KernelCatalog {
     }
 
     private static var plain: [KernelVariant] {
-        ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu"].flatMap { file in
+        ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu", "lora_pad.cu"].flatMap { file in
             halves.map { KernelVariant(file, [$0]) }
-        } + ["optimizer.cu", "reduce.cu"].map { KernelVariant($0) }
+        } + ["copy.cu", "optimizer.cu", "reduce.cu"].map { KernelVariant($0) }
             // Frozen and trained weights of a model in bfloat16, and one in float32; an odd width.
             + [(1, 1, 2048), (1, 0, 2048), (0, 0, 2048), (1, 1, 49)].flatMap { half, parameter, width in
                 let storage = [KernelDefine("HALF", half), KernelDefine("PARAMETER_HALF", parameter)]

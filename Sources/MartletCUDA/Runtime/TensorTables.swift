@@ -1,6 +1,6 @@
 internal import MartletCore
 
-/// Lists of float32 tensors that one launch walks, as tables in device memory: each tensor is cut into chunks of one
+/// Lists of float32 tensors, and of masters, that one launch walks, as tables in device memory: each tensor is cut into chunks of one
 /// size, and a launch has a block a chunk (`optimizer.cu`). A list that was seen before is not sent again.
 final class TensorTables {
     /// `Entry` of optimizer.cu.
@@ -11,6 +11,7 @@ final class TensorTables {
         var secondMoment: UInt = 0
         var firstScale: UInt = 0
         var secondScale: UInt = 0
+        var rest: UInt = 0
         var count: Int
         var weightDecay: Float = 0
         /// Its first chunk; known only on the device.
@@ -20,6 +21,12 @@ final class TensorTables {
             precondition(value.dtype == .float32, "a table of tensors holds float32, not \(value.dtype)")
             self.value = value.address
             count = value.count
+        }
+
+        init(_ master: Master) {
+            value = master.value.address
+            rest = master.rest?.address ?? 0
+            count = master.count
         }
     }
 

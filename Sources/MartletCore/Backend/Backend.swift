@@ -23,8 +23,17 @@ package protocol Backend: AnyObject {
 
     /// Memory for a run, every byte touched, so that running out is an answer now and not in step 300.
     func makeArena(byteCount: Int) throws(MartletError) -> Arena
+    /// Memory of the host, every byte touched, that ops can read and write where it lies: as any other on the CPU, over the bus
+    /// on a GPU.
+    func makeHostArena(byteCount: Int) throws(MartletError) -> Arena
+    /// y = x beside the ops that follow, after all those before; until `wait(for:)` nobody may write x or touch y.
+    func transfer(_ x_N: Tensor, to y_N: Tensor) -> Transfer
+    /// The ops that follow start when the copy is done.
+    func wait(for transfer: Transfer)
     /// Carves the scratch memory that ops of these shapes need; called once, before the first op.
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
+    /// What a person should know of the way in which such shapes are computed: that it is a slow one, and why.
+    func remarks(on shapes: ScratchShapes) -> [String]
     /// Copies `source` (elements of `dtype`, on the host) into `destination`, converting to its dtype.
     func upload(_ source: UnsafeRawBufferPointer, as dtype: DType, into destination: Tensor)
     /// Copies `source` to the host, in its own dtype, once everything before is done.
@@ -38,8 +47,8 @@ package protocol Backend: AnyObject {
     func fillNormal(_ x_N: Tensor, standardDeviation: Float, seed: UInt64)
     /// y = x
     func set(_ y_N: Tensor, to x_N: Tensor)
-    /// Each y = x, rounded to y's dtype; x is float32.
-    func convert(_ pairs: [(x_N: Tensor, y_N: Tensor)])
+    /// Each master, which is in halves, becomes x; x is float32.
+    func split(_ pairs: [(x_N: Tensor, master: Master)])
     /// y += x
     func add(_ x_N: Tensor, adding y_N: Tensor)
 
@@ -60,6 +69,13 @@ package protocol Backend: AnyObject {
     /// dx (+)= dy W + ...; dA, dB, dW, db accumulate where the layer has them. `dx_TI` nil: not wanted.
     func linearBackward(
         _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool)
+    /// y = residual + linear(x).
+    func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, residual_TO: Tensor)
+    /// Each y = linear(x) of its layer: layers that share their input.
+    func linear(_ x_TI: Tensor, _ layers: [Linear], firstRow: Int, into y_TO: [Tensor])
+    /// dx = the sum of what each layer's `linearBackward` gives.
+    func linearBackward(
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor)
 
     // MARK: Attention
 
@@ -88,16 +104,16 @@ package protocol Backend: AnyObject {
         _ routing: Routing, _ options: RouterOptions, _ dweight_TK: Tensor, _ auxiliary: RouterAuxiliary?,
         into dlogits_TE: Tensor)
 
-    /// y += sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
+    /// y = residual + sum over k of weight_k * down(silu(gate x) * up x) of expert_k; adapters and dropout inside.
     /// Leaves the pre-activations in `gateUp_RF`, rows in the routing's order, for the backward pass; with `y_TH` nil
     /// only those are made.
     func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
-        adding y_TH: Tensor?)
-    /// The gradient of the routing weights overwrites `dweight_TK`; adapters' and weights' gradients accumulate.
+        _ y_TH: Tensor?, residual_TH: Tensor)
+    /// The gradients of x and of the routing weights overwrite; adapters' and weights' gradients accumulate.
     func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        adding dx_TH: Tensor, into dweight_TK: Tensor)
+        into dx_TH: Tensor, _ dweight_TK: Tensor)
 
     /// y = silu(gate) * up, for a dense MLP.
     func swiGLU(_ gate_TF: Tensor, _ up_TF: Tensor, into y_TF: Tensor)
@@ -116,6 +132,8 @@ package protocol Backend: AnyObject {
 
     /// The sum of squares of all elements of each tensor, in double, in a fixed order.
     func sumsOfSquares(of tensors: [Tensor]) -> [Double]
+    /// The same, left in `sums_N` without a wait: the bits of doubles, as int64.
+    func sumsOfSquares(of tensors: [Tensor], into sums_N: Tensor)
     /// Whether every element is finite.
     func isFinite(_ x_N: Tensor) -> Bool
     /// AdamW (Loshchilov & Hutter 2019) with bias correction; gradients are multiplied by `gradientScale` (clipping).
@@ -128,8 +146,29 @@ package protocol Backend: AnyObject {
 }
 
 extension Backend {
+    package func remarks(on shapes: ScratchShapes) -> [String] { [] }
+
     package func zero(_ tensors: [Tensor]) {
         for tensor in tensors { zero(tensor) }
+    }
+
+    package func linear(
+        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, residual_TO: Tensor
+    ) {
+        set(y_TO, to: residual_TO)
+        linear(x_TI, layer, firstRow: firstRow, into: y_TO, adds: true)
+    }
+
+    package func linear(_ x_TI: Tensor, _ layers: [Linear], firstRow: Int, into y_TO: [Tensor]) {
+        for (layer, y_TO) in zip(layers, y_TO) { linear(x_TI, layer, firstRow: firstRow, into: y_TO, adds: false) }
+    }
+
+    package func linearBackward(
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor
+    ) {
+        for (s, layer) in layers.enumerated() {
+            linearBackward(x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0)
+        }
     }
 
     package func sumOfSquares(_ x_N: Tensor) -> Double { sumsOfSquares(of: [x_N])[0] }
@@ -139,7 +178,8 @@ extension Backend {
         _ settings: AdamWSettings, step: Int, learningRate: Float, gradientScale: Float
     ) {
         let parameter = AdamWParameter(
-            value: value_N, gradient: gradient_N, firstMoment: firstMoment_N, secondMoment: secondMoment_N,
+            master: Master(value: value_N), gradient: gradient_N, firstMoment: firstMoment_N,
+            secondMoment: secondMoment_N,
             weightDecay: settings.weightDecay)
         adamW([parameter], settings, step: step, learningRate: learningRate, gradientScale: gradientScale)
     }

@@ -190,10 +190,10 @@ package struct AdamWSettings: Sendable, Equatable, Codable {
     }
 }
 
-/// One tensor that the optimizer updates, with its state. Value and gradient are float32; so are the moments, unless
+/// One tensor that the optimizer updates, with its state. The gradient is float32; so are the moments, unless
 /// there are scales: then they are uint8, and a moment is entry `code` of `MomentTable` times the scale of its block.
 package struct AdamWParameter: Sendable {
-    package var value: Tensor
+    package var master: Master
     package var gradient: Tensor
     package var firstMoment: Tensor
     package var secondMoment: Tensor
@@ -202,10 +202,10 @@ package struct AdamWParameter: Sendable {
     package var weightDecay: Float
 
     package init(
-        value: Tensor, gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, scales: MomentScales? = nil,
+        master: Master, gradient: Tensor, firstMoment: Tensor, secondMoment: Tensor, scales: MomentScales? = nil,
         weightDecay: Float
     ) {
-        self.value = value
+        self.master = master
         self.gradient = gradient
         self.firstMoment = firstMoment
         self.secondMoment = secondMoment
@@ -226,6 +226,19 @@ package struct MomentScales: Sendable {
         self.first = first
         self.second = second
     }
+}
+
+/// A copy under way beside the ops.
+package struct Transfer: Sendable {
+    /// Which one, as the backend counts them.
+    package var number: Int
+
+    package init(number: Int = 0) { self.number = number }
+}
+
+/// How much memory there is for temporaries that only save time.
+package enum ScratchRoom: Sendable, Equatable {
+    case scant, usual, ample
 }
 
 /// The largest shapes that ops will see, from which a backend sizes its scratch memory. 0 where there is none.
@@ -249,8 +262,8 @@ package struct ScratchShapes: Sendable, Equatable {
     package var rank = 0
     /// Whether a backward pass will run.
     package var trains = true
-    /// Whether there is memory to spare for temporaries that only save time.
-    package var isRoomy = false
+    /// What temporaries may take that only save time.
+    package var room = ScratchRoom.usual
     /// Whether adapters have dropout.
     package var dropsOut = false
     /// Whether the weights themselves are trained.

@@ -3,6 +3,7 @@ public enum DType: String, Sendable, CaseIterable {
     case float32 = "F32"
     case bfloat16 = "BF16"
     case float16 = "F16"
+    case int16 = "I16"
     case int32 = "I32"
     case int64 = "I64"
     case uint8 = "U8"
@@ -11,7 +12,7 @@ public enum DType: String, Sendable, CaseIterable {
     public var byteCount: Int {
         switch self {
         case .float32, .int32: 4
-        case .bfloat16, .float16: 2
+        case .bfloat16, .float16, .int16: 2
         case .int64: 8
         case .uint8: 1
         }

@@ -14,8 +14,16 @@ package struct MemoryPlan: Sendable, Equatable {
     }
 
     package var rows: [Row]
-    package init(rows: [Row] = []) { self.rows = rows }
+    /// Of host memory, where the rest is a device's.
+    package var hostRows: [Row]
+
+    package init(rows: [Row] = [], hostRows: [Row] = []) {
+        self.rows = rows
+        self.hostRows = hostRows
+    }
+
     package var byteCount: Int { rows.reduce(0) { $0 + $1.byteCount } }
+    package var hostByteCount: Int { hostRows.reduce(0) { $0 + $1.byteCount } }
 }
 
 /// Bytes as people read them: "1.42 GiB".

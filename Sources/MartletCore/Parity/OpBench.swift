@@ -44,6 +44,18 @@ package final class OpBench {
         return bytes
     }
 
+    /// A master of these numbers; its halves by the backend's own op.
+    package func master(_ values: [Float], inHalves: Bool) -> Master {
+        let x_N = tensor(values, [values.count], .float32)
+        guard inHalves else { return Master(value: x_N) }
+        let rest = bytes([UInt8](repeating: 0, count: 2 * values.count))
+        let master = Master(
+            value: output([values.count], .bfloat16),
+            rest: Tensor(address: rest.address, dtype: .int16, shape: [values.count]))
+        backend.split([(x_N, master)])
+        return master
+    }
+
     package func bytes(_ tensor: Tensor) -> [UInt8] {
         [UInt8](unsafeUninitializedCapacity: tensor.count) { buffer, count in
             backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))

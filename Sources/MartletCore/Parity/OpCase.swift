@@ -30,6 +30,9 @@ package struct OpCase: Sendable {
         }
     }
 
+    /// The op, as the name begins.
+    package var op: String { String(name.prefix { $0 != " " }) }
+
     package subscript(size: String) -> Int { sizes[size, default: 0] }
 
     /// The values of an input, empty where the case has no such input.

@@ -63,6 +63,44 @@ extension OpCase {
         }
     }
 
+    /// Layers that share an input, of which those numbered in `adapted` have adapters; the first of them also with a residual.
+    package static func sharedLinear(
+        seed: UInt64, t: Int, i: Int, outputs: [Int], rank: Int, adapted: Set<Int>
+    ) -> OpCase {
+        var inputs = ["x": t * i, "residual": t * (outputs.first ?? 0)]
+        var sizes = ["T": t, "I": i, "O": outputs.max() ?? 0, "A": rank]
+        for (s, o) in outputs.enumerated() {
+            sizes["O\(s)"] = o
+            inputs.merge(["weight\(s)": o * i, "dy\(s)": t * o]) { $1 }
+            guard adapted.contains(s) else { continue }
+            inputs.merge(["\(s)a": rank * i, "\(s)b": o * rank, "d\(s)a.start": rank * i, "d\(s)b.start": o * rank]) {
+                $1
+            }
+        }
+        return OpCase(
+            "linear of \(outputs.count) T\(t) I\(i) O\(outputs) A\(rank) adapted \(adapted.sorted())", seed: seed,
+            sizes: sizes, scalars: ["scale": 0.7], inputs: inputs
+        ) { c, bench in
+            let x = c.tensor("x", [t, i], in: bench), dx = bench.output([t, i])
+            let y = outputs.map { bench.output([t, $0]) }
+            let dy = outputs.indices.map { c.tensor("dy\($0)", [t, outputs[$0]], in: bench) }
+            let layers = outputs.indices.map { s in
+                Linear(
+                    weight_OI: c.tensor("weight\(s)", [outputs[s], i], in: bench),
+                    adapter: c.adapter("\(s)", [rank, i], [outputs[s], rank], in: bench))
+            }
+            let residual = c.tensor("residual", y[0].shape, in: bench), sum = bench.output(y[0].shape)
+            bench.backend.linear(x, layers, firstRow: 0, into: y)
+            bench.backend.linearBackward(x, layers, firstRow: 0, dy, into: dx)
+            bench.backend.linear(x, layers[0], firstRow: 0, into: sum, residual_TO: residual)
+            var results: [String: Tensor?] = ["dx": dx, "sum": sum]
+            for s in outputs.indices {
+                results.merge(["y\(s)": y[s], "d\(s)a": layers[s].adapter?.da, "d\(s)b": layers[s].adapter?.db]) { $1 }
+            }
+            return bench.values(results)
+        }
+    }
+
     package static func rotate(seed: UInt64, t: Int, n: Int, d: Int, hasNorm: Bool) -> OpCase {
         let positions = (0..<t).map { Int32(($0 * 5) % (t + 3)) }, half = d / 2
         var inputs = ["x": t * n * d, "dy": t * n * d, "cosine": (t + 3) * half, "sine": (t + 3) * half]
@@ -143,45 +181,48 @@ extension OpCase {
         }
     }
 
-    package static func adamW(seed: UInt64, n: Int, step: Int) -> OpCase {
+    package static func adamW(seed: UInt64, n: Int, step: Int, inHalves: Bool = false) -> OpCase {
         OpCase(
-            "adamW N\(n) step \(step)", seed: seed, sizes: ["N": n, "step": step],
+            "adamW N\(n) step \(step)" + (inHalves ? " in halves" : ""), seed: seed, sizes: ["N": n, "step": step],
             inputs: ["parameter": n, "gradient": n, "first": n, "second": n]
         ) { c, bench in
-            let parameter = bench.tensor(c.values("parameter"), [n], .float32)
+            let master = bench.master(c.values("parameter"), inHalves: inHalves)
             let gradient = bench.tensor(c.values("gradient"), [n], .float32)
             let first = bench.tensor(c.values("first"), [n], .float32)
             let second = bench.tensor(c.values("second").map(\.magnitude), [n], .float32)
-            bench.backend.adamW(
-                parameter, gradient, first, second, AdamWSettings(weightDecay: 0.1), step: step, learningRate: 0.01,
-                gradientScale: 0.5)
-            return bench.values(["parameter": parameter, "first": first, "second": second])
+            let tensors = AdamWParameter(
+                master: master, gradient: gradient, firstMoment: first, secondMoment: second, weightDecay: 0.1)
+            bench.backend.adamW([tensors], AdamWSettings(), step: step, learningRate: 0.01, gradientScale: 0.5)
+            var results = bench.values(["first": first, "second": second])
+            results["parameter"] = bench.backend.floats(master)
+            return results
         }
     }
 
     /// Moments in 8 bits, from random codes; the second of several blocks has only zeros.
-    package static func adamW8Bit(seed: UInt64, n: Int, step: Int) -> OpCase {
+    package static func adamW8Bit(seed: UInt64, n: Int, step: Int, inHalves: Bool = false) -> OpCase {
         var stream = RandomStream(seed: seed)
         let codes = (0..<2).map { _ in (0..<n).map { _ in Int32(stream.next() % 256) } }
         let blocks = MomentScales.count(for: n)
         var c = OpCase(
-            "adamW in 8 bits N\(n) step \(step)", seed: seed, sizes: ["N": n, "step": step],
+            "adamW in 8 bits N\(n) step \(step)" + (inHalves ? " in halves" : ""), seed: seed,
+            sizes: ["N": n, "step": step],
             inputs: ["parameter": n, "gradient": n, "firstScale": blocks, "secondScale": blocks],
             ids: ["first": codes[0], "second": codes[1]]
         ) { c, bench in
-            let parameter = c.tensor("parameter", [n], .float32, in: bench)
+            let master = bench.master(c.values("parameter"), inHalves: inHalves)
             let first = bench.bytes(c.ids["first", default: []].map { UInt8($0) })
             let second = bench.bytes(c.ids["second", default: []].map { UInt8($0) })
             let scales = MomentScales(
                 first: c.tensor("firstScale", [blocks], .float32, in: bench),
                 second: c.tensor("secondScale", [blocks], .float32, in: bench))
             let tensors = AdamWParameter(
-                value: parameter, gradient: c.tensor("gradient", [n], .float32, in: bench), firstMoment: first,
+                master: master, gradient: c.tensor("gradient", [n], .float32, in: bench), firstMoment: first,
                 secondMoment: second, scales: scales, weightDecay: 0.1)
             bench.backend.adamW(
                 [tensors], AdamWSettings(), step: step, learningRate: 0.01, gradientScale: 0.5)
             return [
-                "parameter": bench.values(parameter), "first": bench.bytes(first).map(Float.init),
+                "parameter": bench.backend.floats(master), "first": bench.bytes(first).map(Float.init),
                 "second": bench.bytes(second).map(Float.init), "firstScale": bench.values(scales.first),
                 "secondScale": bench.values(scales.second),
             ]

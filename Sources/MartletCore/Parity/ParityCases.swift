@@ -2,6 +2,17 @@ extension Parity {
     /// Every op: sizes that divide nothing, sizes that vector units and tensor cores like, one row, and none at all.
     package static let cases: [OpCase] = plain + projections + attention + routed
 
+    /// The cases of some ops, of all if none is named.
+    package static func cases(of ops: [String]) throws(MartletError) -> [OpCase] {
+        let known = Set(cases.map(\.op)).sorted()
+        if let name = ops.first(where: { !known.contains($0) }) {
+            throw MartletError(
+                "there is no op '\(name)'", in: "--only", because: "the ops are \(known.joined(separator: ", "))",
+                fix: closestMatch(to: name, among: known).map { "did you mean '\($0)'?" } ?? "name one of them")
+        }
+        return ops.isEmpty ? cases : cases.filter { ops.contains($0.op) }
+    }
+
     private static let plain: [OpCase] = [
         .elementwise(seed: 1, n: 1), .elementwise(seed: 2, n: 257), .elementwise(seed: 3, n: 70_001),
         .embedding(seed: 1, t: 33, v: 7, h: 257), .embedding(seed: 2, t: 0, v: 3, h: 8),
@@ -18,6 +29,8 @@ extension Parity {
         .adamW(seed: 1, n: 1, step: 1), .adamW(seed: 2, n: 257, step: 2), .adamW(seed: 3, n: 70_001, step: 1000),
         .adamW8Bit(seed: 1, n: 1, step: 1), .adamW8Bit(seed: 2, n: 513, step: 2),
         .adamW8Bit(seed: 3, n: 70_001, step: 1000),
+        .adamW(seed: 4, n: 257, step: 2, inHalves: true), .adamW(seed: 5, n: 70_001, step: 3, inHalves: true),
+        .adamW8Bit(seed: 4, n: 513, step: 2, inHalves: true), .adamW8Bit(seed: 5, n: 70_001, step: 3, inHalves: true),
     ]
 
     private static let projections: [OpCase] = [
@@ -27,6 +40,12 @@ extension Parity {
         .linear(seed: 6, t: 257, i: 256, o: 384, rank: 16), .linear(seed: 7, t: 257, i: 256, o: 128, adds: true),
         .linear(
             seed: 8, t: 128, i: 128, o: 256, rank: 8, dropout: 0.1, adds: true, trainsWeight: true, firstRow: 4096),
+        .linear(seed: 9, t: 33, i: 72, o: 200, rank: 16, adds: true),
+        .linear(seed: 10, t: 257, i: 136, o: 64, rank: 64),
+        .sharedLinear(seed: 1, t: 257, i: 128, outputs: [256, 64, 72], rank: 16, adapted: [0, 1, 2]),
+        .sharedLinear(seed: 2, t: 65, i: 200, outputs: [136, 64], rank: 32, adapted: [1]),
+        .sharedLinear(seed: 3, t: 7, i: 33, outputs: [5, 9, 3], rank: 3, adapted: [0, 2]),
+        .sharedLinear(seed: 4, t: 0, i: 64, outputs: [64, 8], rank: 16, adapted: [0]),
     ]
 
     /// A sequence that began in an earlier tile, a short one and a whole one.
@@ -38,7 +57,16 @@ extension Parity {
         ]
     }
 
-    private static let attention: [OpCase] = [
+    /// Sequences that all began earlier, which a tile of a step never has more than one of.
+    private static let lateSpans = [
+        AttentionSpan(queryStart: 0, queryCount: 100, keyStart: 0, keyCount: 333),
+        AttentionSpan(queryStart: 100, queryCount: 1, keyStart: 333, keyCount: 65),
+        AttentionSpan(queryStart: 101, queryCount: 57, keyStart: 398, keyCount: 57),
+        AttentionSpan(queryStart: 158, queryCount: 130, keyStart: 455, keyCount: 259),
+    ]
+
+    /// Forward and backward, with earlier keys and without; of those more than a call may take.
+    package static let attention: [OpCase] = [
         .attention(seed: 1, t: 1, u: 1, q: 1, g: 1, d: 2, spans: Array(spans(1, before: 0, 0).prefix(1))),
         .attention(seed: 2, t: 0, u: 0, q: 2, g: 1, d: 64, spans: []),
         .attention(seed: 3, t: 41, u: 74, q: 6, g: 2, d: 10, spans: spans(7, before: 33, 33)),
@@ -50,6 +78,8 @@ extension Parity {
             seed: 7, t: 512, u: 512, q: 8, g: 2, d: 128,
             spans: [AttentionSpan(queryStart: 0, queryCount: 512, keyStart: 0, keyCount: 512)]),
         .attention(seed: 5, t: 194, u: 450, q: 4, g: 4, d: 128, spans: spans(128, before: 256, 65)),
+        .attention(seed: 8, t: 288, u: 714, q: 8, g: 2, d: 64, spans: lateSpans),
+        .attention(seed: 9, t: 140, u: 16740, q: 2, g: 1, d: 64, spans: spans(97, before: 16600, 42)),
     ]
 
     private static let routed: [OpCase] = [
@@ -67,5 +97,7 @@ extension Parity {
         .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16),
         .experts(seed: 9, t: 1, h: 128, f: 64, e: 8, k: 2, rank: 32),
         .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together),
+        .experts(seed: 11, t: 257, h: 128, f: 64, e: 8, k: 2, rank: 5),
+        .experts(seed: 12, t: 65, h: 72, f: 40, e: 6, k: 3, rank: 24),
     ]
 }

@@ -48,7 +48,7 @@ extension OpCase {
         trainsWeights: Bool = false, crowd: Crowd = .spread, firstRow: Int = 0
     ) -> OpCase {
         var inputs = ["x": t * h, "weight": t * k, "gateUp": e * 2 * f * h, "down": e * h * f, "dy": t * h]
-        inputs.merge(["y.start": t * h, "dx.start": t * h]) { $1 }
+        inputs["y.start"] = t * h
         if rank > 0 {
             let adapters = ["gua": e * rank * h, "gub": e * 2 * f * rank, "doa": e * rank * f, "dob": e * h * rank]
             for (name, count) in adapters { (inputs[name], inputs["d\(name).start"]) = (count, count) }
@@ -77,11 +77,12 @@ extension OpCase {
             let routing = c.routing(experts: e, in: bench)
             let saved = bench.output([t * k, 2 * f]), savedAgain = bench.output([t * k, 2 * f])
             let dweight = bench.output([t, k], .float32)
-            let y = c.tensor("y.start", [t, h], in: bench), dx = c.tensor("dx.start", [t, h], in: bench)
-            bench.backend.experts(x, routing, experts, firstRow: firstRow, into: saved, adding: y)
-            bench.backend.experts(x, routing, experts, firstRow: firstRow, into: savedAgain, adding: nil)
+            let start = c.tensor("y.start", [t, h], in: bench)
+            let y = bench.output([t, h]), dx = bench.output([t, h])
+            bench.backend.experts(x, routing, experts, firstRow: firstRow, into: saved, y, residual_TH: start)
+            bench.backend.experts(x, routing, experts, firstRow: firstRow, into: savedAgain, nil, residual_TH: start)
             bench.backend.expertsBackward(
-                x, routing, experts, firstRow: firstRow, saved, dy, adding: dx, into: dweight)
+                x, routing, experts, firstRow: firstRow, saved, dy, into: dx, dweight)
             return bench.values([
                 "gateUp": savedAgain, "y": y, "dx": dx, "dweight": dweight, "dgateUp": experts.dgateUp_EFH,
                 "ddown": experts.ddown_EHF,

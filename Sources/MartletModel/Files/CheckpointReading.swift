@@ -9,9 +9,9 @@ extension Checkpoint {
         let shape = configuration.shape(of: weight)
         precondition(
             destination.shape.count == shape.count, "\(weight) is \(shape), the destination \(destination.shape)")
-        for (part, tensor) in try parts(of: weight) {
+        let parts = try parts(of: weight)
+        for (part, tensor) in parts {
             let dtype = try tensor.floatDType(), columns = part.columnCount
-            guard !checksValues || !tensor.hasNonFinite else { throw nonFinite(tensor) }
             let table = destination.reshaped([shape.count / columns, columns])
             if part.isTransposed {
                 let matrixRows = part.matrixRowCount
@@ -31,6 +31,9 @@ extension Checkpoint {
             }
             tensor.releasePages()
         }
+        // The backend looks faster than the host; the host then finds the name.
+        guard checksValues, !backend.isFinite(destination) else { return }
+        if let (_, tensor) = parts.first(where: \.tensor.hasNonFinite) { throw nonFinite(tensor) }
     }
 
     /// The weight as float32, row-major.

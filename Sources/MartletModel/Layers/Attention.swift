@@ -3,15 +3,26 @@ internal import MartletCore
 // Grouped-query attention with QK-norm and RoPE.
 // T rows of the tile, U rows of the key/value buffer, H hidden, Q query heads, G key/value heads, D head size.
 //
-//     q, k, v = x Wq, x Wk, x Wv;   q, k = rope(norm(q)), rope(norm(k));   y += attention(q, k, v) Wo
+//     q, k, v = x Wq, x Wk, x Wv;   q, k = rope(norm(q)), rope(norm(k));   y = residual + attention(q, k, v) Wo
 
 /// What a tile of the attention leaves for its backward pass.
 struct AttentionSaved {
     /// Projections before norm and rotation.
     var query_TQD: Tensor
     var key_TGD: Tensor
+    /// Queries after both, where there is room.
+    var rotated_TQD: Tensor?
+    var output: AttentionOutput
+}
+
+/// What attention itself leaves.
+struct AttentionOutput {
     var output_TQD: Tensor
     var logSumExp_TQ: Tensor
+
+    func rows(_ rows: Range<Int>) -> AttentionOutput {
+        AttentionOutput(output_TQD: output_TQD.rows(rows), logSumExp_TQ: logSumExp_TQ.rows(rows))
+    }
 }
 
 /// Rows of keys (rotated) and values that queries read: of the whole step, or of a generation so far.
@@ -29,9 +40,9 @@ struct Attention {
     func keysAndValues(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, into rows: KeyValueRows, saving saved: AttentionSaved
     ) {
-        backend.linear(x_TH, weights.key, firstRow: tile.firstRow, into: saved.key_TGD.flattened, adds: false)
         backend.linear(
-            x_TH, weights.value, firstRow: tile.firstRow, into: rows.value_UGD.rows(tile.rows).flattened, adds: false)
+            x_TH, [weights.key, weights.value], firstRow: tile.firstRow,
+            into: [saved.key_TGD.flattened, rows.value_UGD.rows(tile.rows).flattened])
         rotateKeys(weights, tile, into: rows, from: saved)
     }
 
@@ -40,17 +51,38 @@ struct Attention {
             saved.key_TGD, weights.keyNorm, rope, tile.positions_T, into: rows.key_UGD.rows(tile.rows))
     }
 
+    /// Queries, and with them keys and values unless `rows` has them.
+    private func project(
+        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, into rows: KeyValueRows, saving saved: AttentionSaved,
+        hasKeys: Bool
+    ) {
+        let query_TO = saved.query_TQD.flattened
+        guard !hasKeys else {
+            return backend.linear(x_TH, weights.query, firstRow: tile.firstRow, into: query_TO, adds: false)
+        }
+        backend.linear(
+            x_TH, [weights.query, weights.key, weights.value], firstRow: tile.firstRow,
+            into: [query_TO, saved.key_TGD.flattened, rows.value_UGD.rows(tile.rows).flattened])
+        rotateKeys(weights, tile, into: rows, from: saved)
+    }
+
+    /// y = residual + attention(x). `hasKeys`: `rows` holds the tile's keys and values; `hasOutput`: `saved` what attention
+    /// makes of them.
     func forward(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
-        adding y_TH: Tensor, saving saved: AttentionSaved
+        residual_TH: Tensor, into y_TH: Tensor, saving saved: AttentionSaved, hasKeys: Bool, hasOutput: Bool
     ) {
-        let rotated_TQD = workspace.query_TQD.rows(0..<tile.count)
-        backend.linear(x_TH, weights.query, firstRow: tile.firstRow, into: saved.query_TQD.flattened, adds: false)
-        backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
-        backend.attention(
-            rotated_TQD, rows.key_UGD, rows.value_UGD, tile.spans, scale: scale,
-            into: saved.output_TQD, logSumExp_TQ: saved.logSumExp_TQ)
-        backend.linear(saved.output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH, adds: true)
+        let output_TQD = saved.output.output_TQD
+        project(x_TH, weights, tile, into: rows, saving: saved, hasKeys: hasKeys)
+        if !hasOutput {
+            let rotated_TQD = saved.rotated_TQD ?? workspace.query_TQD.rows(0..<tile.count)
+            backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
+            backend.attention(
+                rotated_TQD, rows.key_UGD, rows.value_UGD, tile.spans, scale: scale,
+                into: output_TQD, logSumExp_TQ: saved.output.logSumExp_TQ)
+        }
+        backend.linear(
+            output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH, residual_TO: residual_TH)
     }
 
     /// Tiles come in reverse order, so the gradients of this tile's keys and values are complete once its own queries
@@ -59,29 +91,29 @@ struct Attention {
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ gradients: KeyValueRows,
         _ workspace: Workspace, _ saved: AttentionSaved, _ dy_TH: Tensor, into dx_TH: Tensor
     ) {
-        let rotated_TQD = workspace.query_TQD.rows(0..<tile.count)
+        let rotated_TQD = saved.rotated_TQD ?? workspace.query_TQD.rows(0..<tile.count)
         let doutput_TQD = workspace.doutput_TQD.rows(0..<tile.count)
         let dquery_TQD = workspace.dquery_TQD.rows(0..<tile.count)
         let dkey_TGD = workspace.dkey_TGD.rows(0..<tile.count)
         let first = tile.firstRow
 
         backend.linearBackward(
-            saved.output_TQD.flattened, weights.output, firstRow: first, dy_TH, into: doutput_TQD.flattened, adds: false
-        )
-        backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
+            saved.output.output_TQD.flattened, weights.output, firstRow: first, dy_TH, into: doutput_TQD.flattened,
+            adds: false)
+        if saved.rotated_TQD == nil {
+            backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
+        }
         backend.attentionBackward(
-            rotated_TQD, rows.key_UGD, rows.value_UGD, saved.output_TQD, saved.logSumExp_TQ, doutput_TQD, tile.spans,
-            scale: scale, into: dquery_TQD, adding: gradients.key_UGD, gradients.value_UGD)
+            rotated_TQD, rows.key_UGD, rows.value_UGD, saved.output.output_TQD, saved.output.logSumExp_TQ, doutput_TQD,
+            tile.spans, scale: scale, into: dquery_TQD, adding: gradients.key_UGD, gradients.value_UGD)
         // The rotated queries are done with; their buffer takes the gradient of the unrotated ones.
         backend.rotateBackward(
             saved.query_TQD, weights.queryNorm, rope, tile.positions_T, dquery_TQD, into: rotated_TQD)
         backend.rotateBackward(
             saved.key_TGD, weights.keyNorm, rope, tile.positions_T, gradients.key_UGD.rows(tile.rows), into: dkey_TGD)
-        backend.linearBackward(x_TH, weights.query, firstRow: first, rotated_TQD.flattened, into: dx_TH, adds: false)
-        backend.linearBackward(x_TH, weights.key, firstRow: first, dkey_TGD.flattened, into: dx_TH, adds: true)
         backend.linearBackward(
-            x_TH, weights.value, firstRow: first, gradients.value_UGD.rows(tile.rows).flattened, into: dx_TH, adds: true
-        )
+            x_TH, [weights.query, weights.key, weights.value], firstRow: first,
+            [rotated_TQD.flattened, dkey_TGD.flattened, gradients.value_UGD.rows(tile.rows).flattened], into: dx_TH)
     }
 }
 

@@ -9,6 +9,14 @@ final class ModelMemory {
     let offset_LE1: Tensor
     /// Trained parameters, in a fixed order: embedding first, then layer by layer, then the head.
     let parameters: [Parameter]
+    /// The same as they are while what lives in host memory visits the device.
+    let visiting: [Parameter]
+    /// Indices of each layer's adapters.
+    let layerParameters: [Range<Int>]
+    /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
+    let gradientPieces, statePieces: [HostPiece]
+    /// Of these layers' parameters: the sums of squares of their gradients, the bits of doubles.
+    let squares_P: Tensor
     /// Adapter factors that are only applied.
     let appliedAdapters: [Weight: (a: Tensor, b: Tensor)]
     /// Embedding, final norm and head, unless they are trained.
@@ -16,13 +24,15 @@ final class ModelMemory {
     /// Slots for decoded layer weights: one, or one a layer; nothing where the parameter itself is computed with.
     let layerSlots: [[Weight.Kind: Tensor]]
     let rope: RoPE
-    let hidden: [Tensor]
+    let hidden: HiddenStates
     let dhidden_TH: Tensor?
     /// Rotated keys and values of the step; one a layer when generating, else shared.
     let keyValueRows: [KeyValueRows]
     let dkeyValueRows: KeyValueRows?
     /// One a kept layer, by layer.
     let kept: [Int: SavedActivations]
+    /// Of the whole step, one a layer that recomputes the rest.
+    let keptOutputs: [Int: AttentionOutput]
     /// Shared by the other layers, by whether the layer is sparse.
     let recomputed: [Bool: SavedActivations]
     let workspace: Workspace
@@ -31,8 +41,9 @@ final class ModelMemory {
 
     init(
         _ c: ModelConfiguration, _ settings: ModelSettings, _ plan: ExecutionPlan, _ backend: any Backend,
-        in arena: Arena
+        in memory: Memory
     ) {
+        let arena = memory.device
         let dtype = backend.computeDType
         let T = plan.stepTokens, L = c.layerCount, G = c.keyValueHeadCount, D = c.headSize
         tokens_T = arena.carve([T], .int32, for: .workspace)
@@ -42,8 +53,13 @@ final class ModelMemory {
         let sparseCount = c.isSparse.count { $0 }, E = c.experts?.expertCount ?? 0
         offset_LE1 = arena.carve([sparseCount, plan.tileCount, E + 1], .int32, for: .workspace)
 
-        let trainables = Trainables(c, settings, in: arena, dtype)
+        let trainables = Trainables(c, settings, plan, in: memory, dtype)
         parameters = trainables.parameters
+        visiting = trainables.visiting
+        layerParameters = trainables.layerParameters
+        (gradientPieces, statePieces) = (trainables.gradientPieces, trainables.statePieces)
+        squares_P = arena.carve(
+            [gradientPieces.isEmpty ? 0 : trainables.parameters.count], .int64, for: .workspace)
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
 
@@ -56,7 +72,8 @@ final class ModelMemory {
             cosine_PJ: arena.carve([plan.maximumLength, D / 2], .float32, for: .weights),
             sine_PJ: arena.carve([plan.maximumLength, D / 2], .float32, for: .weights))
 
-        hidden = (0..<(settings.trains ? L + 1 : 2)).map { _ in arena.carve([T, c.hiddenSize], dtype, for: .hidden) }
+        hidden = HiddenStates(
+            count: L + 1, [T, c.hiddenSize], trains: settings.trains, leaves: plan.hiddenOut, backend, in: memory)
         dhidden_TH = settings.trains ? arena.carve([T, c.hiddenSize], dtype, for: .hidden) : nil
         func carveRows(_ row: Arena.Row) -> KeyValueRows {
             KeyValueRows(
@@ -75,6 +92,12 @@ final class ModelMemory {
                         c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, rank: lowRank, in: arena,
                         dtype)
                 )
+            })
+        keptOutputs = Dictionary(
+            uniqueKeysWithValues: (L - max(plan.keptOutputs, plan.keptLayers)..<keptLayers.lowerBound).map {
+                let output_TQD = arena.carve([T, c.queryHeadCount, D], dtype, for: .kept)
+                let logSumExp_TQ = arena.carve([T, c.queryHeadCount], for: .kept)
+                return ($0, AttentionOutput(output_TQD: output_TQD, logSumExp_TQ: logSumExp_TQ))
             })
         let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })
         recomputed = Dictionary(
@@ -129,7 +152,7 @@ extension ModelConfiguration {
         shapes.widest = max(hiddenSize, queryHeadCount * headSize, inner, experts?.expertCount ?? 0)
         shapes.rank = settings.adapter?.rank ?? 0
         shapes.trains = settings.trains
-        shapes.isRoomy = plan.isRoomy
+        shapes.room = plan.room
         shapes.dropsOut = (settings.adapter?.dropout ?? 0) > 0
         shapes.trainsWeights = settings.method == .full
         return shapes

@@ -7,9 +7,10 @@ struct SavedActivations {
     private let key_TGD: Tensor
     /// The values of the whole step; only a layer that keeps has its own.
     let value_TGD: Tensor?
-    private let output_TQD: Tensor
-    private let logSumExp_TQ: Tensor
+    private let output: AttentionOutput
     private let middle_TH: Tensor
+    /// What could be made again by reading and writing once (`ExecutionPlan.keepsEverything`).
+    private let everything: (normed: NormedSaved, rotated_TQD: Tensor, rotatedKey_TGD: Tensor)?
     private let dense: (gate_TF: Tensor, up_TF: Tensor)?
     private let sparse: (routing: Routing, gateUp_RF: Tensor)?
     private let low: LowProducts
@@ -32,9 +33,15 @@ struct SavedActivations {
         query_TQD = carve([T, c.queryHeadCount, c.headSize])
         key_TGD = carve([keyRows, c.keyValueHeadCount, c.headSize])
         value_TGD = keeps ? carve([T, c.keyValueHeadCount, c.headSize]) : nil
-        output_TQD = carve([T, c.queryHeadCount, c.headSize])
-        logSumExp_TQ = carve([T, c.queryHeadCount], .float32)
+        output = AttentionOutput(
+            output_TQD: carve([T, c.queryHeadCount, c.headSize]), logSumExp_TQ: carve([T, c.queryHeadCount], .float32))
         middle_TH = carve([T, c.hiddenSize])
+        everything =
+            keeps && plan.keepsEverything
+            ? (
+                NormedSaved(first_TH: carve([T, c.hiddenSize]), second_TH: carve([T, c.hiddenSize])),
+                carve([T, c.queryHeadCount, c.headSize]), carve([T, c.keyValueHeadCount, c.headSize])
+            ) : nil
         if isSparse, let e = c.experts {
             let E = e.expertCount, K = e.expertsPerToken
             let routing = Routing(
@@ -57,13 +64,16 @@ struct SavedActivations {
         self.low = low
     }
 
+    /// The rotated keys of the whole step, where they are kept.
+    var rotatedKey_TGD: Tensor? { everything?.rotatedKey_TGD }
+
     /// The part that belongs to `tile`.
     func saved(for tile: Tile) -> LayerSaved {
         let rows = keeps ? tile.rows : 0..<tile.count
         let keyRows = key_TGD.shape[0] >= tile.rows.upperBound ? tile.rows : rows
         let attention = AttentionSaved(
             query_TQD: query_TQD.rows(rows), key_TGD: key_TGD.rows(keyRows),
-            output_TQD: output_TQD.rows(rows), logSumExp_TQ: logSumExp_TQ.rows(rows))
+            rotated_TQD: everything?.rotated_TQD.rows(rows), output: output.rows(rows))
         let K = sparse?.routing.expert_TK.shape[1] ?? 1
         let routed = rows.lowerBound * K..<rows.upperBound * K
         let low = Dictionary(
@@ -71,7 +81,8 @@ struct SavedActivations {
                 (kind, tensor.rows(kind == .expertsGateUp || kind == .expertsDown ? routed : rows))
             })
         return LayerSaved(
-            attention: attention, middle_TH: middle_TH.rows(rows), feedForward: feedForward(rows), low: low)
+            attention: attention, middle_TH: middle_TH.rows(rows), normed: everything?.normed.rows(rows),
+            feedForward: feedForward(rows), low: low)
     }
 
     private func feedForward(_ rows: Range<Int>) -> FeedForwardSaved {

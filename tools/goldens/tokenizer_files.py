@@ -1,6 +1,6 @@
 """Makes Tests/DataTests/TokenizerGoldens/: tokenizer.json files and what Hugging Face tokenizers does with them.
 
-Run:     python tools/goldens/tokenizers.py          (tokenizers 0.23.3)
+Run:     python tools/goldens/tokenizer_files.py     (tokenizers 0.23.3)
 Options: --out FOLDER, --components N (random tokenizers, default 70), --seed S
 
   families.json    a small tokenizer of each published kind, texts, ids, offsets (in characters) and decoded texts;
@@ -13,10 +13,7 @@ import argparse
 import json
 import pathlib
 import random
-import sys
 
-# This file has the name of the package it imports.
-sys.path = [p for p in sys.path if pathlib.Path(p or ".").resolve() != pathlib.Path(__file__).parent.resolve()]
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

@@ -1,0 +1,220 @@
+internal import MartletCore
+internal import MartletModel
+
+/// A tiny checkpoint, and what transformers and PEFT compute with it: docs/goldens.md.
+struct Golden {
+    private let folder: String
+    private let reference: SafeTensorsFile
+    private let checkpoint: Checkpoint
+    private let backend: any Backend
+
+    init(folder: String, on backend: any Backend) throws(MartletError) {
+        self.folder = folder
+        self.backend = backend
+        reference = try SafeTensorsFile(FileSystem.join(folder, "reference.safetensors"))
+        checkpoint = try Checkpoint(folder: folder)
+    }
+
+    /// How far something is from its reference, and how far it may be.
+    struct Distance {
+        var name: String
+        var value: Double
+        var bound: Double
+        var isSound: Bool { value <= bound }
+    }
+
+    private var isCoarse: Bool { backend.computeDType == .bfloat16 }
+
+    /// The model alone, and packed; then with its adapter, and in float32 with all weights trained: gradients and five steps of
+    /// AdamW; the routers' auxiliary loss and gradients.
+    func distances() throws(MartletError) -> [Distance] {
+        let plain = try model(ModelSettings(.inference), tile: 5)
+        return [
+            logits("logits", try plain.logits(step()), try floats("forward.logits")),
+            try loss("loss", plain.evaluate(step()).loss, "forward.loss"),
+            logits("packed", try plain.logits(packed()), try floats("packed.logits")),
+        ] + (try adapted()) + (isCoarse ? [] : try whole()) + (try routers())
+    }
+
+    private func adapted() throws(MartletError) -> [Distance] {
+        let path = FileSystem.join(folder, "adapter"),
+            adapter = try Adapter(folder: path, for: checkpoint.configuration)
+        let model = try model(ModelSettings(.lora, adapter: LoRASettings(adapter)), tile: 7)
+        try model.load(adapter)
+        var found = [logits("adapted logits", try model.logits(step()), try floats("lora.logits"))]
+        found.append(try loss("adapted loss", model.trainStep(step(), index: 0).loss, "lora.loss"))
+        found.append(
+            Distance(
+                name: "adapter's gradients", value: try factors(model, "lora.grad.") { $0.gradient },
+                bound: isCoarse ? 0.05 : 1e-4))
+        // Moving weights change choices of experts, which no margin of the golden prevents.
+        if !isCoarse || checkpoint.configuration.experts == nil {
+            found.append(try losses("losses of 5 steps", model, "lora.losses"))
+        }
+        // AdamW's first steps are of one size, whatever the gradient: where that is near zero, rounding decides on the sign.
+        if !isCoarse {
+            found.append(
+                Distance(
+                    name: "adapter after 5 steps", value: try factors(model, "lora.after.") { $0.value }, bound: 1e-3))
+        }
+        return found
+    }
+
+    /// Every weight trained, the routers' too. Not in bfloat16, where no run trains them.
+    private func whole() throws(MartletError) -> [Distance] {
+        var settings = ModelSettings(.full)
+        settings.trainsRouter = checkpoint.configuration.experts != nil
+        let model = try model(settings, tile: 7)
+        _ = try model.trainStep(step(), index: 0)
+        let gradients = try parts(model.parameters, model, "grad.") { $0.gradient }
+        let losses = try losses("losses of 5 steps of all", model, "train.losses")
+        let values = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
+        return [
+            Distance(name: "all gradients", value: gradients, bound: 1e-4), losses,
+            Distance(name: "some weights after these", value: values, bound: 1e-3),
+        ]
+    }
+
+    private func losses(_ name: String, _ model: Model, _ key: String) throws(MartletError) -> Distance {
+        let losses = try steps(model), wanted = try floats(key).map(Double.init)
+        return Distance(
+            name: name, value: largest(zip(losses, wanted).map { $0 - $1 }) / largest(wanted),
+            bound: isCoarse ? 0.01 : 1e-3)
+    }
+
+    /// Losses before each of five steps and after the last, with the settings of tools/goldens/judge.py.
+    private func steps(_ model: Model) throws(MartletError) -> [Double] {
+        var losses: [Double] = []
+        for index in 0..<5 {
+            losses.append(try model.trainStep(step(), index: index).loss)
+            backend.adamW(
+                model.parameters.map { $0.adamW(weightDecay: 0.5) }, AdamWSettings(weightDecay: 0.5), step: index + 1,
+                learningRate: 2e-3, gradientScale: 1)
+        }
+        losses.append(try model.evaluate(step()).loss)
+        return losses
+    }
+
+    /// The load-balancing loss, and the routers' gradients with it. The adapter is new: B = 0 changes nothing.
+    private func routers() throws(MartletError) -> [Distance] {
+        guard let experts = checkpoint.configuration.experts else { return [] }
+        var settings = ModelSettings(.lora, adapter: LoRASettings(rank: 4, alpha: 8))
+        settings.trainsRouter = true
+        settings.auxiliaryLossCoefficient = experts.auxiliaryLossCoefficient
+        let model = try model(settings, tile: 7), outcome = try model.trainStep(step(), index: 0)
+        let wanted = Double(try floats("aux.loss")[0])
+        let auxiliary = (outcome.auxiliaryLoss / experts.auxiliaryLossCoefficient - wanted).magnitude / wanted
+        let routers = model.parameters.filter { $0.weight.kind == .router }
+        let gradients = try parts(routers, model, "aux.grad.") { $0.gradient }
+        return [
+            Distance(name: "auxiliary loss", value: auxiliary, bound: isCoarse ? 0.01 : 1e-5),
+            Distance(name: "routers' gradients", value: gradients, bound: isCoarse ? 0.05 : 1e-4),
+        ]
+    }
+
+    // MARK: Distances
+
+    private func logits(_ name: String, _ found: [Float], _ wanted: [Float]) -> Distance {
+        let error = Parity.error(of: found, wanted)
+        // In float32 an absolute one, as in docs/goldens.md.
+        return isCoarse
+            ? Distance(name: name, value: error, bound: 0.02)
+            : Distance(name: name, value: error * largest(wanted.map(Double.init)), bound: 1e-4)
+    }
+
+    private func loss(_ name: String, _ found: Double, _ key: String) throws(MartletError) -> Distance {
+        let wanted = Double(try floats(key)[0]), apart = (found - wanted).magnitude
+        return isCoarse
+            ? Distance(name: name, value: apart / wanted, bound: 0.01)
+            : Distance(name: name, value: apart, bound: 1e-5)
+    }
+
+    /// The largest distance of any tensor of the adapter, relative to that tensor's own size, under PEFT's names.
+    private func factors(
+        _ model: Model, _ prefix: String, _ tensor: (Parameter) -> Tensor
+    ) throws(MartletError) -> Double {
+        guard var adapter = model.adapter(baseModel: "") else { return .infinity }
+        for parameter in model.parameters {
+            let values = model.floats(tensor(parameter))
+            if parameter.role == .a { adapter.matrices[parameter.weight]?.a = values }
+            if parameter.role == .b { adapter.matrices[parameter.weight]?.b = values }
+        }
+        let written = try ScratchFolder("martlet-golden")
+        try adapter.write(to: written.path, for: checkpoint.configuration)
+        let file = try SafeTensorsFile(FileSystem.join(written.path, "adapter_model.safetensors"))
+        let wanted = reference.tensors.filter { $0.name.hasPrefix(prefix) }
+        guard wanted.count == file.tensors.count else { return .infinity }
+        var worst = 0.0
+        for tensor in wanted {
+            guard let found = file[String(tensor.name.dropFirst(prefix.count))] else { return .infinity }
+            worst = max(worst, Parity.error(of: try found.floats(), try tensor.floats()))
+        }
+        return worst
+    }
+
+    /// The largest distance of any part that a checkpoint stores these weights in, relative to that part's own size.
+    private func parts(
+        _ parameters: [Parameter], _ model: Model, _ prefix: String, mayLack: Bool = false,
+        _ tensor: (Parameter) -> Tensor
+    ) throws(MartletError) -> Double {
+        var worst = 0.0
+        for parameter in parameters {
+            let values = model.floats(tensor(parameter))
+            for part in checkpoint.family.layouts(parameter.weight, checkpoint.configuration)[0] {
+                if mayLack, reference[prefix + part.name] == nil { continue }
+                let start = part.firstRow * part.columnCount, end = start + part.rowCount * part.columnCount
+                worst = max(worst, Parity.error(of: Array(values[start..<end]), try floats(prefix + part.name)))
+            }
+        }
+        return worst
+    }
+
+    private func largest(_ values: [Double]) -> Double {
+        values.reduce(0) { $1.isNaN ? .infinity : max($0, $1.magnitude) }
+    }
+
+    // MARK: Parts
+
+    private func model(_ settings: ModelSettings, tile: Int) throws(MartletError) -> Model {
+        let tokens = try integers("input.input_ids").count
+        var plan = ExecutionPlan(stepTokens: tokens, tileTokens: tile, maximumLength: tokens)
+        plan.keptLayers = 1
+        plan.logitRows = plan.tileTokens
+        return try Model(checkpoint, settings, plan, backend)
+    }
+
+    /// All sequences as one step; the labels count as transformers counts them.
+    private func step() throws(MartletError) -> PackedStep {
+        let ids = try integers("input.input_ids"), labels = try integers("input.labels")
+        let length = try tensor("input.input_ids").shape[1]
+        var step = PackedStep()
+        for start in stride(from: 0, to: ids.count, by: length) {
+            step.append(Array(ids[start..<start + length]), isTrained: labels[start..<start + length].map { $0 >= 0 })
+        }
+        return step
+    }
+
+    /// One row that holds two sequences.
+    private func packed() throws(MartletError) -> PackedStep {
+        let ids = try integers("packed.input_ids"), positions = try integers("packed.position_ids")
+        let cut = positions.indices.dropFirst().first { positions[$0] == 0 } ?? ids.count
+        var step = PackedStep()
+        for part in [Array(ids[..<cut]), Array(ids[cut...])] { step.append(part, isTrained: part.map { _ in true }) }
+        return step
+    }
+
+    private func tensor(_ name: String) throws(MartletError) -> HostTensor {
+        guard let tensor = reference[name] else {
+            throw MartletError(
+                "there is no tensor '\(name)'", in: reference.path, because: "it is not a golden of this version",
+                fix: "make it again with tools/goldens/model.py")
+        }
+        return tensor
+    }
+
+    private func floats(_ name: String) throws(MartletError) -> [Float] { try tensor(name).floats() }
+
+    private func integers(_ name: String) throws(MartletError) -> [Int32] {
+        try tensor(name).withBytes { Array($0.bindMemory(to: Int32.self)) }
+    }
+}

@@ -1,0 +1,256 @@
+package import MartletCore
+
+/// Chooses an execution plan for the memory at hand.
+package struct Planner {
+    package let configuration: ModelConfiguration
+    package let settings: ModelSettings
+    package let backend: any Backend
+
+    package init(_ configuration: ModelConfiguration, _ settings: ModelSettings, _ backend: any Backend) {
+        self.configuration = configuration
+        self.settings = settings
+        self.backend = backend
+    }
+
+    /// A plan within `limit` bytes, and `hostLimit` bytes of host memory beside the device's (0: the device has no other).
+    ///
+    /// Free memory is spent on keeping activations, then on keeping decoded weights (the other way round where weights come
+    /// over a bus). Too little is answered in the order of what it costs: activations are recomputed, tiles are halved as
+    /// long as that is cheap, hidden states wait in host memory, ops make do with less for temporaries, then optimizer state
+    /// and then gradients live in host memory, of as few layers as suffice, and tiles become smaller still.
+    package func plan(
+        stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int, hostLimit: Int = 0
+    ) throws(MartletError) -> ExecutionPlan {
+        var start = ExecutionPlan(
+            stepTokens: stepTokens, tileTokens: tileTokens ?? backend.preferredTileTokens, maximumLength: maximumLength)
+        start.logitRows = logitRows
+        let room = Room(planner: self, limit: limit, hostLimit: settings.trains ? hostLimit : 0)
+        var resident = start
+        resident.keepsWeights = true
+        // Where weights come over a bus, all else gives way to them.
+        let starts = backend.fetchesWeightsSlowly ? [resident, start] : [start]
+        for candidate in starts {
+            guard let plan = room.fitting(candidate, halvesTiles: tileTokens == nil) else { continue }
+            return room.filling(plan)
+        }
+        throw doesNotFit(start, limit, room)
+    }
+
+    /// The memory table of a plan.
+    package func table(_ plan: ExecutionPlan) -> MemoryPlan {
+        let memory = measure(plan)
+        let rows = Arena.Row.allCases.compactMap { row -> MemoryPlan.Row? in
+            let bytes = memory.device.byteCount(of: row)
+            return bytes == 0 ? nil : MemoryPlan.Row(row.rawValue, bytes, note: note(on: row, plan))
+        }
+        let hostRows = Arena.Row.allCases.compactMap { row -> MemoryPlan.Row? in
+            let bytes = memory.host.byteCount(of: row)
+            return bytes == 0 ? nil : MemoryPlan.Row(row.rawValue, bytes, note: hostNote(on: row, plan))
+        }
+        return MemoryPlan(rows: rows, hostRows: hostRows)
+    }
+
+    /// What a person should know of the way in which a plan is computed.
+    package func remarks(on plan: ExecutionPlan) -> [String] {
+        var shapes = configuration.scratchShapes(plan, settings)
+        // Remarks are on experts: other projections' adapters do not bear on them.
+        if settings.adapter?.targets.isDisjoint(with: [.expertsGateUp, .expertsDown]) ?? true {
+            (shapes.rank, shapes.dropsOut) = (0, false)
+        }
+        return backend.remarks(on: shapes)
+    }
+
+    /// What will be trained, without memory behind it.
+    package var parameters: [Parameter] {
+        let plan = ExecutionPlan(stepTokens: 1, tileTokens: 1, maximumLength: 1)
+        return Trainables(configuration, settings, plan, in: .measuring(), backend.computeDType).parameters
+    }
+
+    /// Bytes of the backend's memory.
+    package func byteCount(_ plan: ExecutionPlan) -> Int { measure(plan).device.byteCount }
+    /// Bytes of host memory beside that.
+    package func hostByteCount(_ plan: ExecutionPlan) -> Int { measure(plan).host.byteCount }
+
+    private func measure(_ plan: ExecutionPlan) -> Memory {
+        let memory = Memory.measuring()
+        _ = ModelMemory(configuration, settings, plan, backend, in: memory)
+        return memory
+    }
+
+    private func note(on row: Arena.Row, _ plan: ExecutionPlan) -> String? {
+        let layers = configuration.layerCount
+        return switch row {
+        case .weights:
+            plan.keepsWeights ? "all layers decoded: it fits, so no pass decodes them again" : "embedding, head, norms"
+        case .layer: "layers take turns: all of them decoded would not fit"
+        case .gradients:
+            plan.gradientLayersOut > 0
+                ? "\(layers - plan.gradientLayersOut) of \(layers) layers, and two that the others share" : nil
+        case .hidden:
+            !settings.trains
+                ? "\(plan.stepTokens) tokens"
+                : plan.hiddenOut
+                    ? "two layers' in turns, and their gradient"
+                    : "\(layers + 1) x \(plan.stepTokens) tokens, and their gradient"
+        case .kept: plan.note(layers: layers)
+        case .workspace:
+            "tiles of \(plan.tileTokens) tokens"
+                + (plan.room == .scant ? ", temporaries as small as they may be" : "")
+        case .optimizer: settings.quantizesMoments ? "moments of 8 bits, a scale for each 256" : nil
+        case .cache: "\(plan.stepTokens) tokens of context"
+        default: nil
+        }
+    }
+
+    private func hostNote(on row: Arena.Row, _ plan: ExecutionPlan) -> String? {
+        let layers = configuration.layerCount
+        return switch row {
+        case .adapters: "the lower halves of \(plan.stateLayersOut) of \(layers) layers' float32 numbers"
+        case .optimizer: "\(plan.stateLayersOut) of \(layers) layers, read and written over the bus by the optimizer"
+        case .gradients: "\(plan.gradientLayersOut) of \(layers) layers, read over the bus by the optimizer"
+        case .hidden: "between layers' forward and backward pass, copied behind other layers' work"
+        default: nil
+        }
+    }
+
+    private func doesNotFit(_ plan: ExecutionPlan, _ limit: Int, _ room: Room) -> MartletError {
+        let needed = byteCount(room.smallest(plan))
+        let tokens = Room.largest(upTo: plan.stepTokens) { tokens in
+            guard tokens > 0 else { return true }
+            var candidate = plan
+            candidate.stepTokens = tokens
+            candidate.tileTokens = min(plan.tileTokens, tokens)
+            return byteCount(room.smallest(candidate)) <= limit
+        }
+        let rows = table(room.smallest(plan)).rows.map { "\($0.name) \(formatBytes($0.byteCount))" }
+        let raise = "raise memory_limit by at least \(ceilDiv(needed - limit, 1 << 20)) MiB"
+        return MartletError(
+            "a step of \(plan.stepTokens) tokens needs \(formatBytes(needed)), and \(formatBytes(limit)) may be used",
+            in: "the memory plan", because: rows.joined(separator: ", "),
+            fix: tokens > 0
+                ? "use at most \(tokens) tokens a step (max_length x batch x accumulation), or \(raise)"
+                : "even one token does not fit: \(raise), lower lora_r, write 'optim: adamw_8bit', or use a smaller model"
+        )
+    }
+}
+
+/// The memory that a plan has to fit into.
+private struct Room {
+    let planner: Planner
+    let limit: Int
+    let hostLimit: Int
+
+    private static let smallestTile = 128
+    /// Tiles that cost little more than larger ones; below, every pass reads the weights noticeably more often, and what
+    /// waits in host memory comes cheaper.
+    private static let cheapTile = 8192
+
+    private var layers: Int { planner.configuration.layerCount }
+
+    private func fits(_ plan: ExecutionPlan) -> Bool {
+        planner.byteCount(plan) <= limit && (hostLimit == 0 || planner.hostByteCount(plan) <= hostLimit)
+    }
+
+    /// The plan with what it takes to make it fit, least cost first; nil where nothing does.
+    func fitting(_ plan: ExecutionPlan, halvesTiles: Bool) -> ExecutionPlan? {
+        var plan = plan
+        func halve(downTo smallest: Int) {
+            while !fits(plan), halvesTiles, plan.tileTokens > smallest {
+                plan.tileTokens = max(plan.tileTokens / 2, smallest)
+            }
+        }
+        halve(downTo: min(plan.tileTokens, Room.cheapTile))
+        if hostLimit > 0, !fits(everythingKept(plan)) { plan = movingHidden(plan) }
+        if fits(plan) { return plan }
+        plan.room = .scant
+        if fits(plan) { return plan }
+        if hostLimit > 0 {
+            // All the way down first: then of as few layers as suffice.
+            let isLora = planner.settings.method == .lora
+            (plan.stateLayersOut, plan.gradientLayersOut) = isLora ? (layers, layers) : (0, 0)
+            halve(downTo: Room.smallestTile)
+            guard fits(plan) else { return nil }
+            plan.gradientLayersOut = fewest(plan, \.gradientLayersOut)
+            plan.stateLayersOut = fewest(plan, \.stateLayersOut)
+            return plan
+        }
+        halve(downTo: Room.smallestTile)
+        return fits(plan) ? plan : nil
+    }
+
+    /// The least that a plan can be made to take.
+    func smallest(_ plan: ExecutionPlan) -> ExecutionPlan {
+        var plan = plan
+        plan.tileTokens = min(plan.tileTokens, Room.smallestTile)
+        plan.room = .scant
+        guard hostLimit > 0 else { return plan }
+        plan.hiddenOut = true
+        if planner.settings.method == .lora { (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers) }
+        return plan
+    }
+
+    /// What is left over spent on time.
+    func filling(_ plan: ExecutionPlan) -> ExecutionPlan {
+        var plan = plan
+        if planner.settings.trains {
+            // An output takes S / 2 multiplications a byte to make again, the rest H / 2 and what norms and launches take.
+            if plan.maximumLength >= 2 * planner.configuration.hiddenSize { plan = most(plan, \.keptOutputs) }
+            plan = most(plan, \.keptLayers)
+            plan = most(plan, \.keptOutputs)
+        }
+        var resident = plan
+        resident.keepsWeights = true
+        if fits(resident) { plan = resident }
+        for room in [ScratchRoom.usual, .ample] {
+            var candidate = plan
+            candidate.room = room
+            if fits(candidate) { plan = candidate }
+        }
+        guard planner.backend.keepsLowProducts, plan.keptLayers == layers else { return plan }
+        var everything = plan
+        everything.keepsEverything = true
+        return fits(everything) ? everything : plan
+    }
+
+    /// The plan with the largest number of layers under `key` that fits.
+    private func most(_ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Int>) -> ExecutionPlan {
+        var plan = plan, candidate = plan
+        plan[keyPath: key] = Room.largest(upTo: layers) { layers in
+            candidate[keyPath: key] = layers
+            return fits(candidate)
+        }
+        return plan
+    }
+
+    private func everythingKept(_ plan: ExecutionPlan) -> ExecutionPlan {
+        var plan = plan
+        plan.keptLayers = layers
+        return plan
+    }
+
+    private func movingHidden(_ plan: ExecutionPlan) -> ExecutionPlan {
+        var moved = plan
+        moved.hiddenOut = true
+        return planner.hostByteCount(moved) <= hostLimit ? moved : plan
+    }
+
+    /// The fewest layers of which `count` says that something is out; all of them fit.
+    private func fewest(_ plan: ExecutionPlan, _ count: WritableKeyPath<ExecutionPlan, Int>) -> Int {
+        let back = Room.largest(upTo: plan[keyPath: count]) { back in
+            var candidate = plan
+            candidate[keyPath: count] -= back
+            return fits(candidate)
+        }
+        return plan[keyPath: count] - back
+    }
+
+    /// The largest n in 0...bound that fits, where fitting is monotone and 0 fits.
+    static func largest(upTo bound: Int, _ fits: (Int) -> Bool) -> Int {
+        var low = 0, high = bound
+        while low < high {
+            let middle = (low + high + 1) / 2
+            if fits(middle) { low = middle } else { high = middle - 1 }
+        }
+        return low
+    }
+}

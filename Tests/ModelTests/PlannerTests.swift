@@ -1,0 +1,65 @@
+import MartletCPU
+import MartletCore
+import MartletModel
+import Testing
+
+/// Which plan is made for which memory.
+@Suite struct PlannerTests {
+    private let planner: Planner
+
+    init() throws {
+        let configuration = ModelConfiguration(
+            modelType: "qwen3_moe", hiddenSize: 64, layerCount: 6, vocabularyCount: 128, queryHeadCount: 4,
+            keyValueHeadCount: 2, headSize: 16, denseInnerSize: 64, ropeTheta: 10000, maximumPositions: 4096,
+            tiesEmbeddings: false,
+            experts: .init(expertCount: 4, expertsPerToken: 2, innerSize: 32, normalizesTopK: true),
+            isSparse: [Bool](repeating: true, count: 6))
+        planner = Planner(
+            configuration, ModelSettings(.lora, adapter: LoRASettings(rank: 64, alpha: 64)), CPUBackend(threads: 1))
+    }
+
+    private func plan(_ limit: Int, host: Int) throws -> ExecutionPlan {
+        try planner.plan(stepTokens: 1024, maximumLength: 1024, limit: limit, hostLimit: host)
+    }
+
+    /// From all the room there is down to none: every plan fits, and what costs least is given up first.
+    @Test func lessMemoryTakesMoreMeasures() throws {
+        let roomy = try plan(1 << 40, host: 1 << 40), top = planner.byteCount(roomy)
+        #expect(roomy.keptLayers == 6 && !roomy.hiddenOut && roomy.stateLayersOut == 0 && roomy.room == .ample)
+        #expect(planner.hostByteCount(roomy) == 0)
+        var last = roomy, sawState = false, sawGradients = false
+        for percent in stride(from: 99, through: 1, by: -1) {
+            let limit = top * percent / 100
+            guard let plan = try? plan(limit, host: 1 << 40) else { break }
+            #expect(planner.byteCount(plan) <= limit)
+            if plan.tileTokens == last.tileTokens { #expect(plan.keptLayers <= last.keptLayers, "\(percent) %") }
+            if plan.stateLayersOut > 0 { #expect(plan.hiddenOut && plan.keptLayers == 0) }
+            if plan.gradientLayersOut > 0 { #expect(plan.stateLayersOut == 6) }
+            sawState = sawState || (1..<6).contains(plan.stateLayersOut)
+            sawGradients = sawGradients || (1...6).contains(plan.gradientLayersOut)
+            last = plan
+        }
+        #expect(sawState && sawGradients && last.hiddenOut && last.room == .scant && last.tileTokens < 1024)
+    }
+
+    /// Without host memory nothing moves; with too little of it only what fits.
+    @Test func hostMemoryIsAskedFirst() throws {
+        let top = planner.byteCount(try plan(1 << 40, host: 0))
+        for percent in stride(from: 90, through: 30, by: -10) {
+            guard let plan = try? plan(top * percent / 100, host: 0) else { break }
+            #expect(planner.hostByteCount(plan) == 0)
+        }
+        let hidden = 1 << 20, tight = try? plan(top / 3, host: hidden)
+        if let tight { #expect(planner.hostByteCount(tight) <= hidden) }
+    }
+
+    /// The error names how much more would do; that much does, and less does not.
+    @Test(arguments: [0, 1 << 40]) func tooLittleIsAnsweredBeforeTheStart(host: Int) throws {
+        let error = #expect(throws: MartletError.self) { try plan(1 << 20, host: host) }
+        let text = try #require(error?.remedy)
+        let number = try #require(
+            text.split(separator: "at least ").last?.split(separator: " ").first.flatMap { Int($0) })
+        #expect(throws: Never.self) { try plan(1 << 20 + number << 20, host: host) }
+        #expect(throws: MartletError.self) { try plan(1 << 20 + (number - 1) << 20, host: host) }
+    }
+}

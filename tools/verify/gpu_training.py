@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Does a run on the GPU learn what the same run learns on the CPU? Every switch on, then the fast ways.
+
+    gpu_training.py --martlet .build/release/martlet [--devices cuda-fp32,cuda] [--steps 20] [--keep FOLDER]
+
+Makes a tiny model (a dense layer between sparse ones) and data, trains it on the CPU and on each device, and compares the loss of
+every step: float32 within 1e-4 of it, bf16 within 2 %. Fails beyond that, or if nothing was learned. Standard library only.
+"""
+import argparse
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BOUNDS = {"cpu": 1e-4, "cuda-fp32": 1e-4, "cuda": 0.02}
+EVERYTHING = dict(
+    train_router="true", router_aux_loss_coef=0.02, router_z_loss_coef=0.001, lora_dropout=0.1, use_rslora="true", lora_r=6,
+    lora_alpha=8, optim="adamw_8bit", tile_tokens=96, gradient_accumulation_steps=3)
+CASES = {
+    # Dropout takes the experts one after another; nothing here is a multiple of 16.
+    "every switch on": EVERYTHING,
+    # Grouped products, at a rank that is padded and at one that is not.
+    "fast ways, rank 6": dict(lora_r=6, lora_alpha=12, tile_tokens=96, gradient_accumulation_steps=3),
+    "fast ways, rank 16": dict(lora_r=16, lora_alpha=32, optim="adamw_8bit", gradient_accumulation_steps=2),
+}
+
+
+def with_dense_layer(folder, layer, inner, seed=5):
+    """Replaces the experts of a layer by one MLP, in the files that `martlet init` wrote."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"mlp_only_layers": [layer], "intermediate_size": inner, "decoder_sparse_step": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    data = (folder / "model.safetensors").read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header, body = json.loads(data[8:8 + size]), data[8 + size:]
+    header.pop("__metadata__", None)
+    tensors = {name: (entry["dtype"], entry["shape"], body[slice(*entry["data_offsets"])]) for name, entry in header.items()
+               if not name.startswith(f"model.layers.{layer}.mlp.")}
+    draw, hidden = random.Random(seed), config["hidden_size"]
+    for name, shape in {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}.items():
+        words = (struct.unpack("<I", struct.pack("<f", draw.gauss(0, 0.12)))[0] >> 16 for _ in range(inner * hidden))
+        tensors[f"model.layers.{layer}.mlp.{name}_proj.weight"] = ("BF16", shape, b"".join(struct.pack("<H", w) for w in words))
+    header, parts, at = {}, [], 0
+    for name, (dtype, shape, values) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(values)]}
+        parts.append(values)
+        at += len(values)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+
+
+def write_data(path, rows=400):
+    draw = random.Random(1)
+    words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(60)]
+    with open(path, "w") as file:
+        for _ in range(rows):
+            file.write(json.dumps({"text": " ".join(draw.choice(words) for _ in range(draw.randint(3, 30)))}) + "\n")
+
+
+def losses(martlet, home, case, settings, device, steps, label=None):
+    out = home / f"{case.replace(' ', '-').replace(',', '')}-{label or device}"
+    recipe = dict(
+        model=home / "model", dataset=f"[{home / 'data.jsonl'}]", max_length=128, per_device_train_batch_size=2, max_steps=steps,
+        learning_rate=3e-3, sample_prompts=0, device=device, output_dir=out, resume="never") | settings
+    path = out.with_suffix(".yaml")
+    path.write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()))
+    run = subprocess.run([martlet, "train", path], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"{case}, {device}: martlet failed\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
+    for line in run.stdout.splitlines():
+        if line.startswith("note: "):
+            print(f"    {device}: {line}")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row and "learning_rate" in row]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--martlet", default=".build/release/martlet")
+    parser.add_argument("--devices", default="cuda-fp32,cuda")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--keep", type=Path, help="work in this folder and leave everything there")
+    options = parser.parse_args()
+    martlet, failures = os.path.abspath(options.martlet), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        home = options.keep or Path(scratch)
+        home.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [martlet, "init", home / "model", "--layers", "3", "--hidden", "64", "--heads", "4", "--kv-heads", "2", "--head-dim",
+             "64", "--experts", "8", "--experts-per-token", "2", "--expert-inner", "48", "--std", "0.12"],
+            check=True, stdout=subprocess.DEVNULL)
+        with_dense_layer(home / "model", 1, 88)
+        write_data(home / "data.jsonl")
+        for case, settings in CASES.items():
+            reference = losses(martlet, home, case, settings, "cpu", options.steps, "reference")
+            print(f"{case}: {len(reference)} steps, loss {reference[0]:.4f} -> {reference[-1]:.4f} on the CPU", flush=True)
+            failures += len(reference) != options.steps or not reference[-1] < 0.97 * reference[0]
+            for device in options.devices.split(","):
+                found = losses(martlet, home, case, settings, device, options.steps)
+                apart = [abs(a - b) / b for a, b in zip(found, reference)] if len(found) == len(reference) else [float("inf")]
+                sound = max(apart) <= BOUNDS[device]
+                failures += not sound
+                print(f"    {'ok    ' if sound else 'BROKEN'} {device}: last loss {found[-1]:.4f}, at most {max(apart):.1e} apart "
+                      f"(step {apart.index(max(apart)) + 1}), {BOUNDS[device]:.0e} may be", flush=True)
+    sys.exit(f"{failures} comparisons failed" if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
