@@ -27,13 +27,16 @@ let package = Package(
         // Ground: the CUDA sources, embedded as text for NVRTC.
         .target(name: "CMartletKernels", exclude: ["kernels"]),
 
+        // Ground: inner loops for instruction sets that are chosen at run time.
+        .target(name: "CMartletVectors"),
+
         // Floor 1: dtypes, tensors, arena, safetensors, random numbers, the Backend protocol, errors.
         .target(
             name: "MartletCore", swiftSettings: strict,
             linkerSettings: [.linkedLibrary("m", .when(platforms: [.linux]))]),
 
         // Floor 2: the reference backend; the data.
-        .target(name: "MartletCPU", dependencies: ["MartletCore"], swiftSettings: strict),
+        .target(name: "MartletCPU", dependencies: ["MartletCore", "CMartletVectors"], swiftSettings: strict),
         .target(name: "MartletCUDA", dependencies: ["MartletCore", "CMartletKernels"], swiftSettings: strict),
         .target(
             name: "MartletData", dependencies: ["MartletCore", "CMartletSystem"], swiftSettings: strict,

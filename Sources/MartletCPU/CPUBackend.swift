@@ -1,6 +1,7 @@
 package import MartletCore
 
-/// The reference backend: float32, plain Swift, matrix products by OpenBLAS where the machine has it.
+/// The reference backend: float32, plain Swift, with the heavy loops by AVX2, AVX-512 or OpenBLAS where the machine
+/// has them.
 ///
 /// It is the definition of every op, and a trainer for machines without a GPU. Reductions have a fixed order and work
 /// is cut by shape only, so the same inputs give the same bytes whatever the number of threads.
@@ -13,9 +14,10 @@ package final class CPUBackend: Backend {
 
     let workers: Workers
     let product: MatrixProduct
+    let loops: RowLoops
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
-    /// The widest product whose buffers OpenBLAS has already.
+    /// The widest product whose buffers every thread has already.
     var warmColumns = 0
     /// For tests: a copy is made when it is waited for, which is as late as it may be.
     package var copiesLate = false
@@ -23,14 +25,14 @@ package final class CPUBackend: Backend {
     /// Partial results of the reductions over whole tensors, one for each fixed part.
     let partials: UnsafeMutablePointer<Double>
 
-    /// `threads` nil: one for each processor. `usesBLAS` false: Martlet's own matrix product even where OpenBLAS is.
-    package init(threads: Int? = nil, usesBLAS: Bool = true) {
+    /// `threads` nil: one for each processor. `arithmetic` nil: the fastest.
+    package init(threads: Int? = nil, arithmetic: Arithmetic? = nil) {
         workers = Workers(count: max(1, threads ?? Workers.processorCount))
-        product = usesBLAS ? MatrixProduct.library ?? .own : .own
+        let arithmetic = arithmetic ?? Arithmetic.available[0]
+        product = MatrixProduct(arithmetic)
+        loops = RowLoops(level: arithmetic.level)
         let plural = workers.count == 1 ? "thread" : "threads"
-        let missing = usesBLAS ? ": install libopenblas0 for speed" : ""
-        let source = product.libraryName ?? "own matrix product\(missing)"
-        name = "cpu (\(source), \(workers.count) \(plural))"
+        name = "cpu (\(arithmetic.name), \(workers.count) \(plural))"
         partials = .allocate(capacity: CPUBackend.partCount)
     }
 

@@ -5,7 +5,7 @@ private let kernelRows = 4
 private let kernelColumns = 8
 private let kernelDepth = 256
 
-/// The matrix product for machines without OpenBLAS: panels of B packed eight columns wide, four rows of C at a time.
+/// The matrix product in plain Swift, for machines with nothing faster: panels of B packed eight columns wide, four rows of C at a time.
 /// Sums run over k in ascending order within blocks of 256.
 func ownProduct(
     _ m: Int, _ n: Int, _ k: Int, _ a: Operand, _ b: Operand, into c: Floats, _ rowStep: Int, alpha: Float, adds: Bool

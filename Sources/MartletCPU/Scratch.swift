@@ -58,10 +58,10 @@ extension CPUBackend {
         if arena.isMeasuring { warmUp(columns: max(shapes.widest, shapes.vocabulary)) } else { scratchMemory = memory }
     }
 
-    /// Has OpenBLAS take the packing buffers that products of this width need. It takes them at a thread's first product
-    /// and never gives them back; taken while planning, they are part of the process that the plan measures.
+    /// Has every thread take what products of this width pack into: OpenBLAS's buffers, or pages of its own stack. Taken
+    /// while planning, they are part of the process that the plan measures.
     private func warmUp(columns: Int) {
-        guard product.libraryName != nil, columns > warmColumns else { return }
+        guard columns > warmColumns else { return }
         warmColumns = columns
         // Untouched pages read as zeros and take no memory.
         let depth = 512, rows = 8, size = (columns * (depth + workers.count * rows) + rows * depth) * 4

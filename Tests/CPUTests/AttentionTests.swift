@@ -22,10 +22,10 @@ import Testing
     /// More than one block of queries and more than one tile of keys, with ragged ends.
     @Test func severalTiles() throws {
         let spans = [
-            AttentionSpan(queryStart: 0, queryCount: 70, keyStart: 0, keyCount: 330),
-            AttentionSpan(queryStart: 70, queryCount: 33, keyStart: 330, keyCount: 33),
+            AttentionSpan(queryStart: 0, queryCount: 270, keyStart: 0, keyCount: 530),
+            AttentionSpan(queryStart: 270, queryCount: 33, keyStart: 530, keyCount: 33),
         ]
-        let c = OpCase.attention(seed: 9, t: 103, u: 363, q: 4, g: 2, d: 5, spans: spans)
+        let c = OpCase.attention(seed: 9, t: 303, u: 563, q: 4, g: 2, d: 5, spans: spans)
         try judge(c, by: Formulas.attention, isLarge: true)
     }
 }

@@ -2,7 +2,7 @@ import MartletCPU
 import MartletCore
 import Testing
 
-/// The same bytes on one, two and three threads, and again; with OpenBLAS and without.
+/// The same bytes on one, two and three threads, and again; with every arithmetic.
 @Suite struct DeterminismTests {
     private static let cases: [OpCase] = [
         .embedding(seed: 1, t: 300, v: 20, h: 300), .rmsNorm(seed: 1, t: 300, h: 300),
@@ -21,12 +21,12 @@ import Testing
         .adamW(seed: 1, n: 200_000, step: 3), .adamW8Bit(seed: 1, n: 200_000, step: 3),
     ]
 
-    @Test(arguments: [true, false]) func threadsDoNotChangeBytes(usesBLAS: Bool) throws {
+    @Test(arguments: Arithmetic.available) func threadsDoNotChangeBytes(_ arithmetic: Arithmetic) throws {
         for c in DeterminismTests.cases {
-            let one = try c.run(on: CPUBackend(threads: 1, usesBLAS: usesBLAS))
+            let one = try c.run(on: CPUBackend(threads: 1, arithmetic: arithmetic))
             #expect(one.isContained, "\(c.name)")
             for threads in [2, 3] {
-                let more = try c.run(on: CPUBackend(threads: threads, usesBLAS: usesBLAS))
+                let more = try c.run(on: CPUBackend(threads: threads, arithmetic: arithmetic))
                 for (name, values) in one.results {
                     #expect(
                         values.map(\.bitPattern) == more.results[name]?.map(\.bitPattern),

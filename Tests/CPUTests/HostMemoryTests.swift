@@ -40,7 +40,7 @@ import Testing
     }
 
     @Test func theNameTellsTheProductAndTheThreads() {
-        #expect(CPUBackend(threads: 1, usesBLAS: false).name == "cpu (own matrix product, 1 thread)")
+        #expect(CPUBackend(threads: 1, arithmetic: .plain).name == "cpu (own matrix product, 1 thread)")
         #expect(CPUBackend(threads: 2).name.hasSuffix(", 2 threads)"))
     }
 

@@ -10,7 +10,7 @@ import Testing
 typealias Formula = (OpCase, [String: [Double]]) -> [String: [Double]]
 
 /// The backends that every op is judged on.
-func makeJudged() -> [CPUBackend] { [CPUBackend(threads: 2), CPUBackend(threads: 1, usesBLAS: false)] }
+func makeJudged() -> [CPUBackend] { Arithmetic.available.map { CPUBackend(threads: 2, arithmetic: $0) } }
 
 /// Runs the case on every backend; results must equal the formula and gradients its central differences. A large case is
 /// differentiated along one random direction for each input only.

@@ -4,8 +4,8 @@ import Testing
 
 /// The suite that a user's machine is examined with.
 @Suite struct ParityTests {
-    @Test func ownProductComputesWhatTheLibraryDoes() throws {
-        let results = try Parity.compare(CPUBackend(usesBLAS: false), with: CPUBackend())
+    @Test(arguments: Arithmetic.available) func fastLoopsComputeWhatPlainOnesDo(_ arithmetic: Arithmetic) throws {
+        let results = try Parity.compare(CPUBackend(arithmetic: .plain), with: CPUBackend(arithmetic: arithmetic))
         for result in results where !result.isSound { Issue.record("\(result)") }
         let ops = Set(results.compactMap { $0.op.split(separator: " ").first })
         let wanted: Set<Substring> = [

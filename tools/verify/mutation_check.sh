@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 mkdir -p "$work/Sources" "$work/Tests"
-cp -R Sources/MartletCore Sources/MartletCPU "$work/Sources"
+cp -R Sources/CMartletVectors Sources/MartletCore Sources/MartletCPU "$work/Sources"
 cp -R Tests/CPUTests Tests/MartletTestSupport "$work/Tests"
 cp -R Sources/MartletCPU "$work/whole"
 cat >"$work/Package.swift" <<'SWIFT'
@@ -23,7 +23,8 @@ let package = Package(
     name: "martlet",
     targets: [
         .target(name: "MartletCore", swiftSettings: strict, linkerSettings: [.linkedLibrary("m")]),
-        .target(name: "MartletCPU", dependencies: ["MartletCore"], swiftSettings: strict),
+        .target(name: "CMartletVectors"),
+        .target(name: "MartletCPU", dependencies: ["MartletCore", "CMartletVectors"], swiftSettings: strict),
         .target(
             name: "MartletTestSupport", dependencies: ["MartletCore"], path: "Tests/MartletTestSupport",
             swiftSettings: strict),

@@ -61,10 +61,9 @@ public struct Doctor: Sendable, CustomStringConvertible {
 
     private static func matrixProduct() -> Check {
         let backend = CPUBackend()
-        let isLibrary = backend.name.firstRange(of: "OpenBLAS") != nil
         return Check(
             name: "matrix product", isSound: true, detail: backend.name,
-            advice: isLibrary
+            advice: Arithmetic.available.count > 1
                 ? nil : "training works, but several times slower; get OpenBLAS: apt-get install libopenblas0")
     }
 
@@ -100,11 +99,10 @@ public struct Doctor: Sendable, CustomStringConvertible {
 
     // MARK: The arithmetic
 
-    /// The library's matrix product against our own.
+    /// The fast arithmetic against plain Swift.
     private static func products(_ cases: [OpCase]) -> Check {
         parity(
-            "ops with the matrix product against our own", CPUBackend(), with: CPUBackend(usesBLAS: false), cases: cases
-        )
+            "ops with fast loops against plain ones", CPUBackend(), with: CPUBackend(arithmetic: .plain), cases: cases)
     }
 
     private static func threads(_ cases: [OpCase]) -> Check {
@@ -207,9 +205,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
         }
     }
 
-    private static let cpuAdvice =
-        "do not train here: numbers come out wrong. Report this with the processor's name; "
-        + "until then try without the library (apt-get remove libopenblas0)"
+    private static let cpuAdvice = "do not train here: numbers come out wrong. Report this with the processor's name"
     private static let gpuAdvice =
         "do not train on this GPU: numbers come out wrong. Report this with all of this output, which names the GPU "
         + "and its driver; until then train with 'device: cpu'"

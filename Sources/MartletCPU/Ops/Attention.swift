@@ -1,39 +1,52 @@
 package import MartletCore
 
-/// Rows of a score tile, counting each query once for each head of its group, and its keys.
+/// Rows of a block, counting each query once for each head of its group: for them, a tile of keys is packed once.
+private let blockRows = 512
+/// Rows of a score tile, and its keys.
 private let tileRows = 128
 private let tileKeys = 256
+/// Distance of two rows of a score tile: not a multiple of 4 KB over any four rows, which would share their cache lines.
+private let scoreStride = tileKeys + 16
 
-/// For every thread: three [M, D] blocks (queries, outputs or their gradients), two [M, 256] tiles of scores and two
-/// statistics a row, where M = max(128, Q / G) rounded down to whole queries.
+/// For every thread, with M = max(512, Q / G) rounded down to whole queries and N likewise of 128: three [M, D] blocks
+/// (queries, outputs or their gradients), two statistics a row, two [N, 272] tiles of scores, and three packed tiles of
+/// keys or values (256 x D).
 struct AttentionScratch {
     let queries: PerWorker
     let outputs: PerWorker
     let gradients: PerWorker
+    let statistics: PerWorker
     let scores: PerWorker
     let dscores: PerWorker
-    let statistics: PerWorker
+    let keysAcross: PerWorker
+    let valuesAcross: PerWorker
+    let keys: PerWorker
 
     init(_ scratch: inout Scratch, shapes: ScratchShapes, threads: Int) {
         guard shapes.queryHeads > 0 && shapes.keyValueHeads > 0 else {
-            self.init(&scratch, rows: 0, size: 0, threads: 0)
+            self.init(&scratch, group: 0, size: 0, threads: 0)
             return
         }
         let group = shapes.queryHeads / shapes.keyValueHeads
-        self.init(&scratch, rows: queriesPerBlock(group) * group, size: shapes.headSize, threads: threads)
+        self.init(&scratch, group: group, size: shapes.headSize, threads: threads)
     }
 
-    init(_ scratch: inout Scratch, rows: Int, size: Int, threads: Int) {
+    init(_ scratch: inout Scratch, group: Int, size: Int, threads: Int) {
+        let rows = wholeQueries(in: blockRows, group) * group, tile = wholeQueries(in: tileRows, group) * group
         queries = scratch.perWorker(threads, rows * size)
         outputs = scratch.perWorker(threads, rows * size)
         gradients = scratch.perWorker(threads, rows * size)
-        scores = scratch.perWorker(threads, rows * tileKeys)
-        dscores = scratch.perWorker(threads, rows * tileKeys)
         statistics = scratch.perWorker(threads, 2 * rows)
+        scores = scratch.perWorker(threads, tile * scoreStride)
+        dscores = scratch.perWorker(threads, tile * scoreStride)
+        keysAcross = scratch.perWorker(threads, PackedOperand.count(size, tileKeys))
+        valuesAcross = scratch.perWorker(threads, PackedOperand.count(size, tileKeys))
+        keys = scratch.perWorker(threads, PackedOperand.count(tileKeys, size))
     }
 }
 
-private func queriesPerBlock(_ group: Int) -> Int { max(1, tileRows / group) }
+/// Whole queries, at least one, in so many rows.
+private func wholeQueries(in rows: Int, _ group: Int) -> Int { max(1, rows / max(1, group)) }
 
 extension CPUBackend {
     package func attention(
@@ -86,19 +99,32 @@ private struct AttentionGradients {
     let dv: Floats
 }
 
-/// Consecutive queries of a span, and the keys that the first of them sees.
+/// Consecutive queries of a span.
 private struct QueryBlock {
     var firstQuery: Int
     var count: Int
+    /// The span's first key.
     var firstKey: Int
     /// Query i of the block sees `visible + i` keys.
     var visible: Int
+
+    /// The keys that some query of the block sees.
+    var keyCount: Int { max(0, visible + count - 1) }
+}
+
+/// Rows of a block that have a score tile of their own.
+private struct RowTile {
+    var first: Int
+    var count: Int
+    /// Keys of the tile that the last row sees, rounded up to whole vectors.
+    var keys: Int
 }
 
 /// One call, as its tasks see it. The heads of a group are stacked, row = query * group + head, so that a tile of keys
 /// is read once for all of them and dk, dv sum over the group inside the matrix product.
 private struct AttentionPass {
     let product: MatrixProduct
+    let loops: RowLoops
     let scratch: AttentionScratch
     let q: Floats
     let k: Floats
@@ -110,7 +136,7 @@ private struct AttentionPass {
     let keyValueHeads: Int
     let size: Int
     var group: Int { queryHeads / keyValueHeads }
-    var queriesPerBlock: Int { MartletCPU.queriesPerBlock(group) }
+    var queriesPerBlock: Int { wholeQueries(in: blockRows, group) }
     /// Distance between two keys, in floats.
     var keyStride: Int { keyValueHeads * size }
 
@@ -123,13 +149,13 @@ private struct AttentionPass {
         precondition(k_UGD.shape[2] == size && v_UGD.count == k_UGD.count && queryHeads % keyValueHeads == 0)
         precondition(o_TQD.count == q_TQD.count && logSumExp_TQ.count == q_TQD.shape[0] * queryHeads)
         product = backend.product
+        loops = backend.loops
         (q, k, v, o) = (q_TQD.floats, k_UGD.floats, v_UGD.floats, o_TQD.floats)
         logSumExp = logSumExp_TQ.floats
         self.scale = scale
         var layout = backend.scratch()
-        let group = queryHeads / keyValueHeads
         scratch = AttentionScratch(
-            &layout, rows: MartletCPU.queriesPerBlock(group) * group, size: size, threads: backend.workers.count)
+            &layout, group: queryHeads / keyValueHeads, size: size, threads: backend.workers.count)
     }
 
     func block(_ index: Int, of span: AttentionSpan) -> QueryBlock {
@@ -148,27 +174,32 @@ private struct AttentionPass {
         outputs.update(repeating: 0, count: rows * size)
         most.update(repeating: -.infinity, count: rows)
         sum.update(repeating: 0, count: rows)
-        forEachKeyTile(block) { key, count in
-            let offset = (block.firstKey + key) * keyStride + head * size
-            product(
-                rows, count, size, Operand(queries, size), Operand(k + offset, keyStride).transposed, into: scores,
-                tileKeys)
-            for row in 0..<rows {
-                let seen = max(0, min(count, block.visible + row / group - key)), s = scores + row * tileKeys
-                hide(s, from: seen, to: count)
-                if seen == 0 { continue }
-                let top = max(most[row], maximum(roundUp(seen, to: 8), s))
-                if top > most[row] {
-                    let shrink = exponential(most[row] - top)
-                    sum[row] *= shrink
-                    copy(size, outputs + row * size, into: outputs + row * size, scale: shrink)
-                    most[row] = top
+        for key in stride(from: 0, to: block.keyCount, by: tileKeys) {
+            let count = min(tileKeys, block.keyCount - key), offset = (block.firstKey + key) * keyStride + head * size
+            let keysAcross = product.pack(
+                Operand(k + offset, keyStride).transposed, size, count, into: scratch.keysAcross[worker])
+            let values = product.pack(Operand(v + offset, keyStride), count, size, into: scratch.keys[worker])
+            forEachRowTile(block, key, count) { tile in
+                let output = outputs + tile.first * size
+                product(
+                    tile.count, tile.keys, size, Operand(queries + tile.first * size, size), keysAcross, into: scores,
+                    scoreStride)
+                for i in 0..<tile.count {
+                    let row = tile.first + i, s = scores + i * scoreStride
+                    let seen = hide(s, block, row, key, tile.keys)
+                    if seen == 0 { continue }
+                    let top = max(most[row], loops.maximum(seen, s))
+                    if top > most[row] {
+                        let shrink = exponential(most[row] - top)
+                        sum[row] *= shrink
+                        copy(size, output + i * size, into: output + i * size, scale: shrink)
+                        most[row] = top
+                    }
+                    sum[row] += loops.exponentiate(seen, s, minus: top)
                 }
-                sum[row] += exponentiate(roundUp(seen, to: 8), s, minus: top)
+                product(
+                    tile.count, size, tile.keys, Operand(scores, scoreStride), values, into: output, size, adds: true)
             }
-            product(
-                rows, size, count, Operand(scores, tileKeys), Operand(v + offset, keyStride), into: outputs, size,
-                adds: true)
         }
         for row in 0..<rows {
             // A query that sees nothing has output 0 and log-sum-exp -infinity.
@@ -192,26 +223,32 @@ private struct AttentionPass {
             delta[row] = dot(size, gradients.dout + place * size, o + place * size)
         }
         dqueries.update(repeating: 0, count: rows * size)
-        forEachKeyTile(block) { key, count in
-            let offset = (block.firstKey + key) * keyStride + head * size
-            let keys = Operand(k + offset, keyStride), values = Operand(v + offset, keyStride)
-            product(rows, count, size, Operand(queries, size), keys.transposed, into: scores, tileKeys)
-            product(rows, count, size, Operand(douts, size), values.transposed, into: dscores, tileKeys)
-            for row in 0..<rows {
-                let seen = max(0, min(count, block.visible + row / group - key))
-                let s = scores + row * tileKeys, ds = dscores + row * tileKeys
-                hide(s, from: seen, to: count)
-                scoreGradients(roundUp(seen, to: 8), s, ds, logSumExp: statistic[row], delta: delta[row])
-                (ds + seen).update(repeating: 0, count: count - seen)
+        for key in stride(from: 0, to: block.keyCount, by: tileKeys) {
+            let count = min(tileKeys, block.keyCount - key), offset = (block.firstKey + key) * keyStride + head * size
+            let key_ND = Operand(k + offset, keyStride), value_ND = Operand(v + offset, keyStride)
+            let keysAcross = product.pack(key_ND.transposed, size, count, into: scratch.keysAcross[worker])
+            let valuesAcross = product.pack(value_ND.transposed, size, count, into: scratch.valuesAcross[worker])
+            let keys = product.pack(key_ND, count, size, into: scratch.keys[worker])
+            forEachRowTile(block, key, count) { tile in
+                let first = tile.first * size
+                let query = Operand(queries + first, size), dout = Operand(douts + first, size)
+                product(tile.count, tile.keys, size, query, keysAcross, into: scores, scoreStride)
+                product(tile.count, tile.keys, size, dout, valuesAcross, into: dscores, scoreStride)
+                for i in 0..<tile.count {
+                    let row = tile.first + i, s = scores + i * scoreStride, ds = dscores + i * scoreStride
+                    let seen = hide(s, block, row, key, tile.keys)
+                    loops.scoreGradients(seen, s, ds, logSumExp: statistic[row], delta: delta[row])
+                    (ds + seen).update(repeating: 0, count: tile.keys - seen)
+                }
+                let p = Operand(scores, scoreStride), ds = Operand(dscores, scoreStride)
+                product(
+                    tile.keys, size, tile.count, p.transposed, dout, into: gradients.dv + offset, keyStride,
+                    adds: true)
+                product(
+                    tile.keys, size, tile.count, ds.transposed, query, into: gradients.dk + offset, keyStride,
+                    adds: true)
+                product(tile.count, size, tile.keys, ds, keys, into: dqueries + first, size, adds: true)
             }
-            let p = Operand(scores, tileKeys), ds = Operand(dscores, tileKeys)
-            product(
-                count, size, rows, p.transposed, Operand(douts, size), into: gradients.dv + offset, keyStride,
-                adds: true)
-            product(
-                count, size, rows, ds.transposed, Operand(queries, size), into: gradients.dk + offset, keyStride,
-                adds: true)
-            product(rows, size, count, ds, keys, into: dqueries, size, adds: true)
         }
         for row in 0..<rows {
             copy(size, dqueries + row * size, into: gradients.dq + place(row, block, head) * size, scale: scale)
@@ -229,28 +266,39 @@ private struct AttentionPass {
         }
     }
 
-    /// Calls `body(firstKey, count)` for the tiles of keys that the block's last query sees.
-    private func forEachKeyTile(_ block: QueryBlock, _ body: (Int, Int) -> Void) {
-        let seen = block.visible + block.count - 1
-        for key in stride(from: 0, to: seen, by: tileKeys) { body(key, min(tileKeys, seen - key)) }
+    /// Calls `body` for the rows of a block that see any of `count` keys from `key` on.
+    @inline(__always) private func forEachRowTile(
+        _ block: QueryBlock, _ key: Int, _ count: Int, _ body: (RowTile) -> Void
+    ) {
+        let queriesPerTile = wholeQueries(in: tileRows, group)
+        for query in stride(from: 0, to: block.count, by: queriesPerTile) {
+            let queries = min(queriesPerTile, block.count - query)
+            let seen = block.visible + query + queries - 1 - key
+            if seen > 0 {
+                let keys = min(count, roundUp(seen, to: 32))
+                body(RowTile(first: query * group, count: queries * group, keys: keys))
+            }
+        }
+    }
+
+    /// Hides what a row's query does not see of `count` scores from `key` on: those up to the next whole vector become
+    /// -infinity, whose power is 0, so that rows are walked in whole vectors; what lies behind is 0 at once. Returns
+    /// how many are to be walked.
+    @inline(__always) private func hide(
+        _ scores: Floats, _ block: QueryBlock, _ row: Int, _ key: Int, _ count: Int
+    ) -> Int {
+        let seen = max(0, min(count, block.visible + row / group - key)), whole = min(roundUp(seen, to: 16), count)
+        (scores + seen).update(repeating: -.infinity, count: whole - seen)
+        (scores + whole).update(repeating: 0, count: count - whole)
+        return whole
     }
 }
 
-/// Scores that a query does not see: those up to the next whole group of eight become -infinity, whose power is 0, so
-/// that rows are walked in whole groups; what lies behind is 0 at once.
-@inline(__always) private func hide(_ scores: Floats, from seen: Int, to count: Int) {
-    let whole = roundUp(seen, to: 8)
-    (scores + seen).update(repeating: -.infinity, count: whole - seen)
-    if whole < count { (scores + whole).update(repeating: 0, count: count - whole) }
-}
-
-/// scores = P = exp(scores - logSumExp), dscores = P (dscores - delta), in place; `count` is a multiple of eight.
-private func scoreGradients(_ count: Int, _ scores: Floats, _ dscores: Floats, logSumExp: Float, delta: Float) {
-    var i = 0
-    while i < count {
-        let p = exponential(load(scores + i) - logSumExp)
-        store(p, to: scores + i)
-        store(p * (load(dscores + i) - delta), to: dscores + i)
-        i &+= 8
+/// scores = P = exp(scores - logSumExp), dscores = P (dscores - delta), in place.
+func scoreGradients(_ count: Int, _ scores: Floats, _ dscores: Floats, logSumExp: Float, delta: Float) {
+    forEachGroup(count) { i, n in
+        let p = exponential(load(scores + i, upTo: n) - logSumExp)
+        store(p, to: scores + i, upTo: n)
+        store(p * (load(dscores + i, upTo: n) - delta), to: dscores + i, upTo: n)
     }
 }

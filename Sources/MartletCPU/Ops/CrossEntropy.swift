@@ -52,7 +52,8 @@ extension CPUBackend {
             workers.run(over: count, by: 4) { range, _ in
                 for i in range {
                     let row = Int(rows[i]), logits = scratch.logits + i * vocabulary
-                    loss[row] = rowLoss(vocabulary, logits, target: Int(targets[row]), gradientScale: gradientScale)
+                    loss[row] = rowLoss(
+                        loops, vocabulary, logits, target: Int(targets[row]), gradientScale: gradientScale)
                 }
             }
             if let dx { hiddenGradient(count, rows, scratch, head_VH, into: dx.floats) }
@@ -98,9 +99,11 @@ extension CPUBackend {
 }
 
 /// log-sum-exp minus the target's logit. With a scale, the logits become (softmax - onehot) * scale.
-private func rowLoss(_ vocabulary: Int, _ logits: Floats, target: Int, gradientScale: Float?) -> Float {
-    let most = maximum(vocabulary, logits), wanted = logits[target]
-    let sum = exponentiate(vocabulary, logits, minus: most)
+private func rowLoss(
+    _ loops: RowLoops, _ vocabulary: Int, _ logits: Floats, target: Int, gradientScale: Float?
+) -> Float {
+    let most = loops.maximum(vocabulary, logits), wanted = logits[target]
+    let sum = loops.exponentiate(vocabulary, logits, minus: most)
     if let gradientScale {
         copy(vocabulary, logits, into: logits, scale: gradientScale / sum)
         logits[target] -= gradientScale

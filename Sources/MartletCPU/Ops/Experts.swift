@@ -13,14 +13,16 @@ extension CPUBackend {
         var layout = scratch()
         let scratch = ExpertsScratch(&layout, size, trains: false, threads: workers.count)
         let pass = ExpertsForward(
-            product: product, size: size, experts: experts, scratch: scratch, firstFlat: firstRow * size.k,
+            product: product, loops: loops, size: size, experts: experts, scratch: scratch,
+            firstFlat: firstRow * size.k,
             x: x_TH.floats, order: routing.order_R.ints, weight: routing.weight_TK.floats, gateUp: gateUp_RF.floats,
-            y: y_TH?.floats)
+            projects: y_TH != nil)
+        findPlaces(size, pass.order, into: scratch.place)
         forEachWave(size, routing.offset_E1.ints, scratch.segments) { wave in
-            workers.run(wave.count) { pass.activate(wave[$0], $1) }
-            guard let y = pass.y else { return }
-            workers.run(over: size.h, by: hiddenPanel) { panel, worker in
-                for i in 0..<wave.count { pass.project(wave[i], panel, into: y, worker) }
+            workers.run(wave.count) { pass.run(wave[$0], $1) }
+            guard let y = y_TH?.floats else { return }
+            workers.run(over: size.t, by: combinedTokens) { tokens, _ in
+                pass.combine(tokens, of: wave, weight: pass.weight, into: y)
             }
         }
     }
@@ -29,6 +31,7 @@ extension CPUBackend {
 /// One forward call, as its tasks see it.
 private struct ExpertsForward: ExpertsPass {
     let product: MatrixProduct
+    let loops: RowLoops
     let size: ExpertsSize
     let experts: Experts
     let scratch: ExpertsScratch
@@ -37,11 +40,11 @@ private struct ExpertsForward: ExpertsPass {
     let order: Ints
     let weight: Floats
     let gateUp: Floats
-    /// Nil: only the pre-activations are wanted.
-    let y: Floats?
+    /// False: only the pre-activations are wanted.
+    let projects: Bool
 
-    /// First half: gateUp = x W^T (+ adapter), act = silu(gate) * up, and p2 for the down adapter.
-    func activate(_ segment: ExpertSegment, _ worker: Int) {
+    /// gateUp = x W^T (+ adapter), act = silu(gate) * up, and what is to be added to the tokens: act W^T (+ adapter).
+    func run(_ segment: ExpertSegment, _ worker: Int) {
         let (n, h, f) = (segment.count, size.h, size.f)
         let input = scratch.wide[worker]
         gather(x, order + segment.start, n, 0..<h, into: input)
@@ -56,33 +59,18 @@ private struct ExpertsForward: ExpertsPass {
                 n, 2 * f, adapter.rank, Operand(p, adapter.rank), b, into: result, 2 * f, alpha: adapter.scale,
                 adds: true)
         }
-        guard y != nil else { return }
+        guard projects else { return }
         let act = scratch.act + segment.local * f
-        for i in 0..<n { gatedUnit(f, result + i * 2 * f, result + i * 2 * f + f, into: act + i * f) }
+        for i in 0..<n { loops.gatedUnit(f, result + i * 2 * f, result + i * 2 * f + f, into: act + i * f) }
+        let sum = scratch.sum + segment.local * h, down = experts.down_EHF.floats + segment.expert * h * f
+        product(n, h, f, Operand(act, f), Operand(down, f).transposed, into: sum, h)
         guard let adapter = experts.downAdapter else { return }
-        let copied = scratch.narrow[worker]
-        copied.update(from: act, count: n * f)
-        dropAndProject(segment, adapter, copied, width: f, into: scratch.p2 + segment.local * size.a)
-    }
-
-    /// Second half, for some columns of the result: y += weight * (act W^T (+ adapter)).
-    func project(_ segment: ExpertSegment, _ panel: Range<Int>, into y: Floats, _ worker: Int) {
-        let (n, h, f, columns) = (segment.count, size.h, size.f, panel.count)
-        let result = scratch.narrow[worker], order = order + segment.start
-        let weights = experts.down_EHF.floats + (segment.expert * h + panel.lowerBound) * f
+        let p = scratch.p2 + segment.local * size.a
+        // The activations are not needed any more.
+        dropAndProject(segment, adapter, act, width: f, into: p)
+        let b = Operand(adapter.b.floats + segment.expert * h * adapter.rank, adapter.rank).transposed
         product(
-            n, columns, f, Operand(scratch.act + segment.local * f, f), Operand(weights, f).transposed, into: result,
-            columns)
-        if let adapter = experts.downAdapter {
-            let b = adapter.b.floats + (segment.expert * h + panel.lowerBound) * adapter.rank
-            product(
-                n, columns, adapter.rank, Operand(scratch.p2 + segment.local * size.a, adapter.rank),
-                Operand(b, adapter.rank).transposed, into: result, columns, alpha: adapter.scale, adds: true)
-        }
-        for i in 0..<n {
-            let flat = Int(order[i])
-            accumulate(columns, weight[flat], result + i * columns, into: y + flat / size.k * h + panel.lowerBound)
-        }
+            n, h, adapter.rank, Operand(p, adapter.rank), b, into: sum, h, alpha: adapter.scale, adds: true)
     }
 }
 

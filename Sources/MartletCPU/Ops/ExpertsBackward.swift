@@ -12,13 +12,21 @@ extension CPUBackend {
         var layout = scratch()
         let scratch = ExpertsScratch(&layout, size, trains: true, threads: workers.count)
         let pass = ExpertsBackward(
-            product: product, size: size, experts: experts, scratch: scratch, firstFlat: firstRow * size.k,
+            product: product, loops: loops, size: size, experts: experts, scratch: scratch,
+            firstFlat: firstRow * size.k,
             x: x_TH.floats, order: routing.order_R.ints, weight: routing.weight_TK.floats, gateUp: gateUp_RF.floats,
             dy: dy_TH.floats, dx: dx_TH.floats, dweight: dweight_TK.floats)
-        let hiddenTasks = ceilDiv(size.h, hiddenPanel), innerTasks = ceilDiv(2 * size.f, hiddenPanel)
+        let hiddenTasks = pass.trainsHidden ? ceilDiv(size.h, hiddenPanel) : 0
+        let innerTasks = pass.trainsInner ? ceilDiv(2 * size.f, hiddenPanel) : 0
+        findPlaces(size, pass.order, into: scratch.place)
         forEachWave(size, routing.offset_E1.ints, scratch.segments) { wave in
             workers.run(wave.count) { pass.differentiate(wave[$0], $1) }
-            workers.run(hiddenTasks + innerTasks) { task, worker in
+            workers.run(hiddenTasks + innerTasks + ceilDiv(size.t, combinedTokens)) { task, worker in
+                guard task < hiddenTasks + innerTasks else {
+                    let first = (task - hiddenTasks - innerTasks) * combinedTokens
+                    let tokens = first..<min(size.t, first + combinedTokens)
+                    return pass.combine(tokens, of: wave, weight: nil, into: pass.dx)
+                }
                 let first = (task < hiddenTasks ? task : task - hiddenTasks) * hiddenPanel
                 for i in 0..<wave.count {
                     if task < hiddenTasks {
@@ -32,11 +40,12 @@ extension CPUBackend {
     }
 }
 
-/// One backward call, as its tasks see it. A wave's first half works on segments: from dy to the gradients of the
-/// pre-activations. Its second half works on columns, each task walking all segments in order, so that sums over rows
-/// have one owner and one order.
+/// One backward call, as its tasks see it. A wave's first half works on segments: from dy to the gradient of each routed
+/// row's input. Its second half adds these to their tokens, and makes the parameters' gradients by columns, each task
+/// walking all segments in order, so that sums over rows have one owner and one order.
 private struct ExpertsBackward: ExpertsPass {
     let product: MatrixProduct
+    let loops: RowLoops
     let size: ExpertsSize
     let experts: Experts
     let scratch: ExpertsScratch
@@ -48,6 +57,13 @@ private struct ExpertsBackward: ExpertsPass {
     let dy: Floats
     let dx: Floats
     let dweight: Floats
+
+    /// Whether a parameter's gradient has columns or rows of the hidden state, or of the inner one.
+    var trainsHidden: Bool {
+        experts.gateUpAdapter?.da != nil || experts.dgateUp_EFH != nil || experts.downAdapter?.db != nil
+            || experts.ddown_EHF != nil
+    }
+    var trainsInner: Bool { experts.gateUpAdapter?.db != nil || experts.downAdapter?.da != nil }
 
     // MARK: First half
 
@@ -69,18 +85,37 @@ private struct ExpertsBackward: ExpertsPass {
                 copy(adapter.rank, q + i * adapter.rank, into: q + i * adapter.rank, scale: weight[Int(order[i])])
             }
             if adapter.db != nil {
-                let copied = scratch.extra[worker]
-                copied.update(from: scratch.act + segment.local * f, count: n * f)
-                dropAndProject(segment, adapter, copied, width: f, into: scratch.p2 + segment.local * size.a)
+                var act = scratch.act + segment.local * f
+                if adapter.dropout != nil {
+                    scratch.extra[worker].update(from: act, count: n * f)
+                    act = scratch.extra[worker]
+                }
+                dropAndProject(segment, adapter, act, width: f, into: scratch.p2 + segment.local * size.a)
             }
         }
+        inputGradient(segment, wide)
+    }
+
+    /// What is to be added to the tokens' dx: dgateUp W + dropout'(q1 A); and p1, where the adapter trains.
+    private func inputGradient(_ segment: ExpertSegment, _ wide: Floats) {
+        let (n, h, f) = (segment.count, size.h, size.f), sum = scratch.sum + segment.local * h
+        let dgateUp = Operand(scratch.dgateUp + segment.local * 2 * f, 2 * f)
+        product(n, h, 2 * f, dgateUp, Operand(experts.gateUp_EFH.floats + segment.expert * 2 * f * h, h), into: sum, h)
         guard let adapter = experts.gateUpAdapter else { return }
+        let rank = adapter.rank, q = scratch.q1 + segment.local * size.a
         product(
-            n, adapter.rank, 2 * f, Operand(scratch.dgateUp + segment.local * 2 * f, 2 * f),
-            Operand(adapter.b.floats + segment.expert * 2 * f * adapter.rank, adapter.rank),
-            into: scratch.q1 + segment.local * size.a, adapter.rank, alpha: adapter.scale)
+            n, rank, 2 * f, dgateUp, Operand(adapter.b.floats + segment.expert * 2 * f * rank, rank), into: q, rank,
+            alpha: adapter.scale)
+        let a = Operand(adapter.a.floats + segment.expert * rank * h, h)
+        if let mask = DropoutMask(adapter.dropout) {
+            product(n, h, rank, Operand(q, rank), a, into: wide, h)
+            drop(mask, segment, wide, 0..<h, width: h)
+            accumulate(n * h, 1, wide, into: sum)
+        } else {
+            product(n, h, rank, Operand(q, rank), a, into: sum, h, adds: true)
+        }
         if adapter.db != nil {
-            gather(x, order, n, 0..<h, into: wide)
+            gather(x, order + segment.start, n, 0..<h, into: wide)
             dropAndProject(segment, adapter, wide, width: h, into: scratch.p1 + segment.local * size.a)
         }
     }
@@ -109,37 +144,20 @@ private struct ExpertsBackward: ExpertsPass {
             let flat = Int(order[segment.start + i])
             let gate = gateUp + (segment.start + i) * 2 * f, dgate = scratch.dgateUp + (segment.local + i) * 2 * f
             let act = scratch.act + (segment.local + i) * f, d = dact + i * f
-            gatedUnit(f, gate, gate + f, into: act)
+            loops.gatedUnit(f, gate, gate + f, into: act)
             dweight[flat] = dot(f, act, d)
             copy(f, d, into: d, scale: weight[flat])
-            gatedUnitBackward(f, gate, gate + f, d, into: dgate, dgate + f)
+            loops.gatedUnitBackward(f, gate, gate + f, d, into: dgate, dgate + f)
         }
     }
 
     // MARK: Second half
 
-    /// For columns of the hidden state: dx, dA of gate and up, dB of down, and the weights' own gradients.
+    /// For columns of the hidden state: dA of gate and up, dB of down, and the weights' own gradients.
     func hiddenColumns(_ segment: ExpertSegment, _ panel: Range<Int>, _ worker: Int) {
         let (n, h, f, e, columns) = (segment.count, size.h, size.f, segment.expert, panel.count)
-        let first = panel.lowerBound, order = order + segment.start
-        let part = scratch.narrow[worker], more = scratch.extra[worker]
+        let first = panel.lowerBound, order = order + segment.start, part = scratch.narrow[worker]
         let dgateUp = Operand(scratch.dgateUp + segment.local * 2 * f, 2 * f)
-        product(
-            n, columns, 2 * f, dgateUp, Operand(experts.gateUp_EFH.floats + e * 2 * f * h + first, h), into: part,
-            columns)
-        if let adapter = experts.gateUpAdapter {
-            let q = Operand(scratch.q1 + segment.local * size.a, adapter.rank)
-            let a = Operand(adapter.a.floats + e * adapter.rank * h + first, h)
-            if let mask = DropoutMask(adapter.dropout) {
-                product(n, columns, adapter.rank, q, a, into: more, columns)
-                drop(mask, segment, more, panel, width: h)
-                accumulate(n * columns, 1, more, into: part)
-            } else {
-                product(n, columns, adapter.rank, q, a, into: part, columns, adds: true)
-            }
-        }
-        for i in 0..<n { accumulate(columns, 1, part + i * columns, into: dx + Int(order[i]) / size.k * h + first) }
-
         if experts.gateUpAdapter?.da != nil || experts.dgateUp_EFH != nil {
             gather(x, order, n, panel, into: part)
             let input = Operand(part, columns)

@@ -1,10 +1,12 @@
 package import MartletCore
 
 /// Tiles that matrix products are cut into for the threads: rows x columns of the result.
-private let tileRows = 256
-private let tileColumns = 512
+private let tileRows = 512
+private let tileColumns = 256
 /// Rows that dropout copies at a time.
 private let dropRows = 64
+/// Rows of a product with an adapter's A or B where nothing is copied.
+private let skinnyRows = 256
 
 /// rows x rank for A dropout(x), the same for s dy B in the backward pass, and for each thread dropped-out rows
 /// (64 x width).
@@ -79,7 +81,7 @@ extension CPUBackend {
         let x = x_TI.floats, dy = dy_TO.floats
         if let adapter = layer.adapter {
             if adapter.db != nil { projectDown(x, adapter, size, firstRow: firstRow, scratch) }
-            workers.run(over: size.t, by: dropRows) { rows, _ in
+            workers.run(over: size.t, by: skinnyRows) { rows, _ in
                 product(
                     rows.count, size.a, size.o, Operand(dy + rows.lowerBound * size.o, size.o),
                     Operand(adapter.b.floats, size.a), into: scratch.q + rows.lowerBound * size.a, size.a,
@@ -97,7 +99,7 @@ extension CPUBackend {
     ) {
         let mask = DropoutMask(adapter.dropout)
         let (i, a) = (size.i, size.a)
-        workers.run(over: size.t, by: dropRows) { rows, worker in
+        workers.run(over: size.t, by: mask == nil ? skinnyRows : dropRows) { rows, worker in
             var input = x + rows.lowerBound * i
             if let mask {
                 let dropped = scratch.dropped[worker]

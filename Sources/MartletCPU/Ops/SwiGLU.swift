@@ -7,7 +7,7 @@ extension CPUBackend {
         let gate = gate_TF.floats, up = up_TF.floats, y = y_TF.floats
         workers.run(over: y_TF.count, by: elementsPerTask / 4) { range, _ in
             let i = range.lowerBound
-            gatedUnit(range.count, gate + i, up + i, into: y + i)
+            loops.gatedUnit(range.count, gate + i, up + i, into: y + i)
         }
     }
 
@@ -21,7 +21,7 @@ extension CPUBackend {
         let dgate = dgate_TF.floats, dup = dup_TF.floats
         workers.run(over: dy_TF.count, by: elementsPerTask / 4) { range, _ in
             let i = range.lowerBound
-            gatedUnitBackward(range.count, gate + i, up + i, dy + i, into: dgate + i, dup + i)
+            loops.gatedUnitBackward(range.count, gate + i, up + i, dy + i, into: dgate + i, dup + i)
         }
     }
 }

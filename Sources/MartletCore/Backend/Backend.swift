@@ -9,7 +9,7 @@
 /// `A` LoRA rank, `I`/`O` inputs and outputs of a projection, `N` any count.
 /// All activations and gradients are of the backend's `computeDType`; ids are `int32`; statistics are float32.
 package protocol Backend: AnyObject {
-    /// Shown to people: "cpu (OpenBLAS 0.3.21, 2 threads)".
+    /// Shown to people: "cpu (AVX-512, 2 threads)".
     var name: String { get }
     var computeDType: DType { get }
     /// Rows of a tile from which on more rows are not faster.
