@@ -156,7 +156,8 @@ package struct Assembly {
         let read = model.loading.map { [TrainingOverview.Row("checkpoint read", $0.text)] } ?? []
         var parts = TrainingParts(
             model: model, training: run.data.training, validation: run.data.validation, memory: run.memory,
-            totalParameterCount: run.totalParameterCount, data: run.data.rows + read, facts: facts(model, run.deviceReason),
+            totalParameterCount: run.totalParameterCount, data: run.data.rows + read,
+            facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
         parts.remarks = run.remarks

@@ -46,7 +46,8 @@ package struct ExecutionPlan: Sendable, Equatable {
         let kept = "\(keptLayers) of \(layers) layers keep activations"
         if keptLayers == layers { return kept + (keepsEverything ? " and what norms and rotations give" : "") }
         if outputsOut {
-            return kept + ", the others attention's output, \(layers - keptLayers - max(0, outputs)) of them in host memory"
+            let out = layers - keptLayers - max(0, outputs)
+            return kept + ", the others attention's output, \(out) of them in host memory"
         }
         return kept + (outputs > 0 ? ", \(outputs) attention's output only" : "") + ", others recompute what they need"
     }
