@@ -63,8 +63,8 @@ extension CPUBackend {
     private func warmUp(columns: Int) {
         guard columns > warmColumns else { return }
         warmColumns = columns
-        // Untouched pages read as zeros and take no memory.
-        let depth = 512, rows = 8, size = (columns * (depth + workers.count * rows) + rows * depth) * 4
+        // Untouched pages read as zeros and take no memory. Up to 16 rows would pack less.
+        let depth = 512, rows = 17, size = (columns * (depth + workers.count * rows) + rows * depth) * 4
         guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0), base != MAP_FAILED
         else { return }
         defer { munmap(base, size) }
