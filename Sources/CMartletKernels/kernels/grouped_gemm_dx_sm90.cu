@@ -39,30 +39,12 @@ constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
 static_assert(producer_registers + 2 * consumer_registers <= 3 * 168, "the block's registers");
 
-/// Where the ring stands: the slot and the parity of its next full phase.
-struct Ring {
-    u32 base;
-    int slot = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ explicit Ring(u32 base) : base(base) {}
-    __device__ __forceinline__ u32 weights() const { return base + slot * stage_bytes; }
+struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
+    using RingPlace::RingPlace;
+    __device__ __forceinline__ u32 weights() const { return stage(); }
     __device__ __forceinline__ u32 rows() const { return weights() + weight_bytes; }
-    __device__ __forceinline__ u32 full() const { return base + barriers_at + 16 * slot; }
-    __device__ __forceinline__ u32 empty() const { return full() + 8; }
-    /// Completed when warpgroup `group` may multiply: a parity tells only neighbouring phases of a slot apart, so that it must
-    /// not wait for a slot before the other one has seen all of its own.
-    __device__ __forceinline__ u32 turn(int group) const { return base + barriers_at + 16 * stages + 8 * group; }
     /// Completed when warpgroup `group` may use the desk.
     __device__ __forceinline__ u32 desk(int group) const { return turn(2 + group); }
-    __device__ __forceinline__ void advance(int count) {
-        slot += count;
-        parity ^= slot / stages & 1;
-        slot %= stages;
-    }
-    __device__ __forceinline__ void next() {
-        if (++slot == stages) slot = 0, parity ^= 1;
-    }
 };
 
 // MARK: Filling the ring
@@ -126,10 +108,6 @@ template <int count> __device__ __forceinline__ void hold(float (&d)[2][96]) {
     for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[0][i]), "+f"(d[1][i])::"memory");
 }
 
-__device__ __forceinline__ void release(u32 barrier) {
-    if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
-}
-
 /// All steps of one tile of at most `n` rows into the accumulators. One step stays under way while the next starts.
 template <int n> __device__ __forceinline__ void multiply(float (&d)[2][96], Ring& ring, u32 next_turn) {
     u32 previous = 0;
@@ -169,14 +147,6 @@ __device__ __forceinline__ void multiply(float (&d)[2][96], Ring& ring, u32 next
 }
 
 // MARK: Epilogues
-
-/// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
-/// little of the L1 cache is left) through the products.
-__device__ __forceinline__ int lane_id() {
-    int lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-}
 
 /// All threads of warpgroup `group`.
 __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }

@@ -59,30 +59,12 @@ constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
 static_assert(producer_registers + 2 * consumer_registers <= 3 * 168, "the block's registers");
 
-/// Where the ring stands: the slot and the parity of its next full phase.
-struct Ring {
-    u32 base;
-    int slot = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ explicit Ring(u32 base) : base(base) {}
-    __device__ __forceinline__ u32 a() const { return base + slot * stage_bytes; }
+struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
+    using RingPlace::RingPlace;
+    __device__ __forceinline__ u32 a() const { return stage(); }
     __device__ __forceinline__ u32 b() const { return a() + a_bytes; }
-    __device__ __forceinline__ u32 full() const { return base + barriers_at + 16 * slot; }
-    __device__ __forceinline__ u32 empty() const { return full() + 8; }
-    /// Completed when warpgroup `group` may multiply: a parity tells only neighbouring phases of a slot apart, so that it must
-    /// not wait for a slot before the other one has seen all of its own.
-    __device__ __forceinline__ u32 turn(int group) const { return base + barriers_at + 16 * stages + 8 * group; }
     /// Completed when warp `warp` % 4 of warpgroup `group` may use the desk.
     __device__ __forceinline__ u32 desk(int group, int warp) const { return turn(2) + 32 * group + 8 * (warp % 4); }
-    __device__ __forceinline__ void advance(int count) {
-        slot += count;
-        parity ^= slot / stages & 1;
-        slot %= stages;
-    }
-    __device__ __forceinline__ void next() {
-        if (++slot == stages) slot = 0, parity ^= 1;
-    }
 };
 
 // MARK: Filling the ring
@@ -163,10 +145,6 @@ __device__ __forceinline__ void multiply_step(float (&d)[2][96], const Ring& rin
     wgmma_commit();
 }
 
-__device__ __forceinline__ void release(u32 barrier) {
-    if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
-}
-
 /// All steps of one tile into the accumulators. One step stays under way while the next starts.
 template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96], Ring& ring, int group, int round) {
     barrier_wait(ring.turn(group), (round ^ group ^ 1) & 1);
@@ -201,14 +179,6 @@ template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96],
 }
 
 // MARK: Epilogues, warp by warp, 16 rows at a time
-
-/// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
-/// little of the L1 cache is left) through the products.
-__device__ __forceinline__ int lane_id() {
-    int lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-}
 
 /// 16 rows x 8 `chunks` columns from the warp's staging area to global memory; rows of `to` are `stride` apart. Only `count`
 /// rows and columns below `limit` are written.

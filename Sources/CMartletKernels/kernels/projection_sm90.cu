@@ -78,27 +78,10 @@ struct Place {
     }
 };
 
-/// Where the ring stands: the slot and the parity of its next full phase.
-struct Ring {
-    u32 start;
-    int slot = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ explicit Ring(u32 start) : start(start) {}
-    __device__ __forceinline__ u32 a() const { return start + slot * stage_bytes; }
+struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
+    using RingPlace::RingPlace;
+    __device__ __forceinline__ u32 a() const { return stage(); }
     __device__ __forceinline__ u32 b() const { return a() + a_bytes; }
-    __device__ __forceinline__ u32 full() const { return start + barriers_at + 16 * slot; }
-    __device__ __forceinline__ u32 empty() const { return full() + 8; }
-    /// Completed when warpgroup `group` may multiply: it must not wait for a slot before the other one has seen all of its own.
-    __device__ __forceinline__ u32 turn(int group) const { return start + barriers_at + 16 * stages + 8 * group; }
-    __device__ __forceinline__ void advance(int count) {
-        slot += count;
-        parity ^= slot / stages & 1;
-        slot %= stages;
-    }
-    __device__ __forceinline__ void next() {
-        if (++slot == stages) slot = 0, parity ^= 1;
-    }
 };
 
 // MARK: Filling the ring
@@ -190,10 +173,6 @@ __device__ __forceinline__ void multiply_step(float (&d)[2][values], const Ring&
     wgmma_commit();
 }
 
-__device__ __forceinline__ void release(u32 barrier) {
-    if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
-}
-
 /// All steps of one tile into the accumulators. One step stays under way while the next starts.
 template <bool both>
 __device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, const Place& place, int group, int round) {
@@ -229,13 +208,6 @@ __device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, cons
 }
 
 // MARK: Epilogue, warp by warp, 16 rows at a time
-
-/// The lane, made anew wherever it is asked for, so that addresses made from it are not kept in registers through the products.
-__device__ __forceinline__ int lane_id() {
-    int lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-}
 
 __device__ __forceinline__ u32 sum(u32 x, u32 y) { return pack(low(x) + low(y), high(x) + high(y)); }
 

@@ -18,6 +18,10 @@ __device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarr
 __device__ __forceinline__ void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+/// One thread of the warpgroup arrives.
+__device__ __forceinline__ void release(u32 barrier) {
+    if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
+}
 /// Arrives, and announces `bytes` that the copy engine will write.
 __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -65,7 +69,41 @@ __device__ __forceinline__ void store_matrices_transposed(u32 address, u32 r0, u
                  ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
 
+// MARK: Rings
+
+/// Where a thread stands in a ring of `stages` slots in shared memory that one warpgroup fills and two multiply from, in turns: the
+/// slot, and the parity of its next full phase. Behind the slots, at `barriers_at`, each has two barriers; then come the turns.
+template <int stages, int stage_bytes, int barriers_at> struct RingPlace {
+    u32 base;
+    int slot = 0;
+    u32 parity = 0;
+
+    __device__ __forceinline__ explicit RingPlace(u32 base) : base(base) {}
+    __device__ __forceinline__ u32 stage() const { return base + slot * stage_bytes; }
+    __device__ __forceinline__ u32 full() const { return base + barriers_at + 16 * slot; }
+    __device__ __forceinline__ u32 empty() const { return full() + 8; }
+    /// Completed when warpgroup `group` may multiply: a parity tells only neighbouring phases of a slot apart, so that it must
+    /// not wait for a slot before the other one has seen all of its own.
+    __device__ __forceinline__ u32 turn(int group) const { return base + barriers_at + 16 * stages + 8 * group; }
+    __device__ __forceinline__ void advance(int count) {
+        slot += count;
+        parity ^= slot / stages & 1;
+        slot %= stages;
+    }
+    __device__ __forceinline__ void next() {
+        if (++slot == stages) slot = 0, parity ^= 1;
+    }
+};
+
 // MARK: Register budgets
+
+/// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
+/// little of the L1 cache is left) through the products.
+__device__ __forceinline__ int lane_id() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
 
 template <int N> __device__ __forceinline__ void register_increase() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
