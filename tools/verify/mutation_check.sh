@@ -55,7 +55,8 @@ expertsBackward|zero(dweight_TK); return
 swiGLU|zero(y_TF); return
 swiGLUBackward|zero(dgate_TF); zero(dup_TF); return
 crossEntropy|zero(loss_T); if let dx_TH { zero(dx_TH) }; return
-sumOfSquares|return 0
+sumsOfSquares|return Array(repeating: 0, count: tensors.count)
+split|return
 isFinite|return true
 adamW|return
 '
@@ -77,7 +78,7 @@ while IFS='|' read -r op statements; do
     file=$(grep -l "package func $op(" -r "$work/Sources/MartletCPU" | head -n 1)
     awk -v op="$op" -v statements="$statements" '
         { print }
-        index($0, "package func " op "(") { inside = 1 }
+        !found && index($0, "package func " op "(") { inside = 1; found = 1 }
         inside && / \{$/ { print "        " statements; inside = 0 }
     ' "$file" >"$work/mutated"
     mv "$work/mutated" "$file"

@@ -53,7 +53,9 @@ extension CPUBackend {
         }
     }
 
-    package func sumsOfSquares(of tensors: [Tensor]) -> [Double] { tensors.map(squares) }
+    package func sumsOfSquares(of tensors: [Tensor]) -> [Double] {
+        tensors.map(squares)
+    }
 
     package func sumsOfSquares(of tensors: [Tensor], into sums_N: Tensor) {
         precondition(sums_N.dtype == .int64 && sums_N.count == tensors.count)
