@@ -48,6 +48,13 @@ package final class CUDABackend: Backend {
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
         sideCopies = try SideCopies(device)
+        if environment("MARTLET_ATTENTION") == AttentionPath.cudnn.rawValue, cudnnAttention == nil,
+            let error = missingAttention
+        {
+            throw MartletError(
+                error.problem, in: "MARTLET_ATTENTION", because: error.reason,
+                fix: error.remedy.map { $0 + "; or unset MARTLET_ATTENTION" } ?? "unset MARTLET_ATTENTION")
+        }
     }
 
     private func makeAttention() -> CuDNNAttention? {
@@ -62,6 +69,16 @@ package final class CUDABackend: Backend {
 
     /// Why cuDNN did not compute attention, if it did not somewhere.
     package var attentionRefusal: MartletError? { cudnnAttention?.plans.refusal ?? missingAttention }
+
+    package func remarks(on shapes: ScratchShapes) -> [String] {
+        // Elsewhere our own kernels are what there is.
+        let isSlow = device.capability == 90 && cudnnAttention == nil && shapes.queryHeads > 0
+        let attention = isSlow ? missingAttention : nil
+        return [
+            expertsRemark(on: shapes),
+            attention.map { "attention is computed by our own kernels, about half as fast as cuDNN's: \($0.problem)" },
+        ].compactMap { $0 }
+    }
 
     /// Whether the same inputs give the same bytes.
     package var isDeterministic: Bool { cudnnAttention?.isDeterministic ?? true }

@@ -74,12 +74,13 @@ extension CUDABackend {
         size.obstacle(computeDType, dropsOut: dropsOut, trainsWeights: trainsWeights) == nil ? expertsPath : .loop
     }
 
-    package func remarks(on shapes: ScratchShapes) -> [String] {
+    /// That experts take the loop, and why; nil where they do not.
+    func expertsRemark(on shapes: ScratchShapes) -> String? {
         let size = ExpertsSize(shapes)
-        guard size.e > 0 else { return [] }
+        guard size.e > 0 else { return nil }
         let obstacle = size.obstacle(computeDType, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights)
-        guard let reason = obstacle ?? (expertsPath == .loop ? "MARTLET_MOE_BACKEND says so" : nil) else { return [] }
-        return ["experts are computed one after another, which is slow: \(reason)"]
+        guard let reason = obstacle ?? (expertsPath == .loop ? "MARTLET_MOE_BACKEND says so" : nil) else { return nil }
+        return "experts are computed one after another, which is slow: \(reason)"
     }
 
     /// The temporaries that experts of these shapes need.

@@ -34,6 +34,10 @@ extension Checkpoint {
         // The backend looks faster than the host; the host then finds the name.
         guard checksValues, !backend.isFinite(destination) else { return }
         if let (_, tensor) = parts.first(where: \.tensor.hasNonFinite) { throw nonFinite(tensor) }
+        throw MartletError(
+            "a weight is too large to compute with", in: parts.first.map(\.tensor.location),
+            because: "it is finite in its file, and not in \(backend.computeDType.rawValue)",
+            fix: "train with 'device: cpu', which computes in float32, or look for what is wrong with the model")
     }
 
     /// The weight as float32, row-major.
