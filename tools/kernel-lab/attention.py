@@ -109,8 +109,10 @@ class Attention:
         nan = lambda *size: torch.full(size, float("nan"), device="cuda")
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
-        key_sums = nan(len(works) * self.G, 2, 128, self.D) if parts > 1 else None
-        count = 1 + tiles * self.Q + len(works) * self.G
+        items = len(works) * self.G
+        key_sums = nan(items, 4, 128, 64) if parts > 1 else None
+        count = 1 + tiles * self.Q + 4 * items
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         rows = lambda x, heads, box: TensorMap(x, [self.D, heads, x.shape[0]], [64, 1, box])
         maps = rows(self.q, self.Q, 64), rows(self.k, self.G, 128), rows(self.v, self.G, 128), rows(self.dout, self.Q, 64)
@@ -118,9 +120,10 @@ class Attention:
         def launch():
             module("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
-            module("attention_sm90_backward", len(works) * self.G * parts, 384, *maps, lse, delta, table, self.dk, self.dv,
-                   sums, key_sums, state, len(works), parts, together, tiles, self.T, self.Q, self.G, self.scale, shared=230528)
-            module("attention_sm90_queries", len(works) * self.Q, 256, sums, table, self.dq, self.T, self.Q, self.scale)
+            module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv,
+                   sums, key_sums, state, len(works), parts, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
+            module("attention_sm90_finish", len(works) * (self.Q + (self.G if parts > 1 else 0)), 256, sums, key_sums, table,
+                   self.dq, self.dk, self.dv, len(works), self.T, self.Q, self.G, self.scale)
         return launch
 
     def plain(self):

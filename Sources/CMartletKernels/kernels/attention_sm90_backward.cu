@@ -43,9 +43,10 @@ constexpr int sum_bytes = queries * head_size * 4;
 /// lse and delta of a stage's queries.
 constexpr int statistics_at = sums_at + 2 * sum_bytes;
 constexpr int statistic_bytes = 2 * queries * 4;
-constexpr int barriers_at = statistics_at + 2 * statistic_bytes;
-constexpr int ticket_at = barriers_at + 9 * 8;
-static_assert(ticket_at + 4 <= 230528, "the launch's dynamic shared memory");
+constexpr int items_at = statistics_at + 2 * statistic_bytes;
+constexpr int item_bytes = 64;
+constexpr int barriers_at = items_at + 2 * item_bytes;
+static_assert(barriers_at + 14 * 8 <= 230784, "the launch's dynamic shared memory");
 
 constexpr int producer_registers = 24;
 constexpr int consumer_registers = 240;
@@ -110,6 +111,13 @@ __device__ __forceinline__ void multiply_queries(float (&d)[32], u64 scores, u64
 
 // MARK: Turns
 
+__device__ __forceinline__ bool barrier_is_complete(u32 barrier, u32 parity) {
+    u32 done;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return done;
+}
+
 /// A number that counts up; blocks hand it on.
 struct Turn {
     int* place;
@@ -133,136 +141,229 @@ struct Turn {
 
 struct Arguments {
     const float *lse_QT, *delta_QT;
+    const Work* works;
     bf16 *dk_UGD, *dv_UGD;
     float *query_sums, *key_sums;
     int* state;
-    int blocks, parts, tiles, T, Q, G;
+    int blocks, parts, together, tiles, T, Q, G;
     float scale;
 };
 
-/// What a thread knows of its block.
-struct Block {
-    u32 shared;
+/// Places and barriers in shared memory; `i` counts a block's items, steps or tiles of sums from its start.
+struct Shared {
+    u32 base;
+
+    __device__ __forceinline__ u32 stage(int i) const { return base + stages_at + i % 2 * stage_bytes; }
+    __device__ __forceinline__ u32 statistics(int i) const { return base + statistics_at + i % 2 * statistic_bytes; }
+    __device__ __forceinline__ u32 scores(int i) const { return base + scores_at + i % 2 * score_bytes; }
+    __device__ __forceinline__ u32 sums(int i) const { return base + sums_at + i % 2 * sum_bytes; }
+    __device__ __forceinline__ u32 item(int i) const { return base + items_at + i % 2 * item_bytes; }
+    __device__ __forceinline__ u32 barrier(int i) const { return base + barriers_at + 8 * i; }
+    __device__ __forceinline__ u32 stage_full(int i) const { return barrier(i % 2); }
+    __device__ __forceinline__ u32 stage_empty(int i) const { return barrier(2 + i % 2); }
+    __device__ __forceinline__ u32 sums_full(int i) const { return barrier(4 + i % 2); }
+    __device__ __forceinline__ u32 sums_empty(int i) const { return barrier(6 + i % 2); }
+    __device__ __forceinline__ u32 item_full(int i) const { return barrier(8 + i % 2); }
+    __device__ __forceinline__ u32 item_empty(int i) const { return barrier(10 + i % 2); }
+    __device__ __forceinline__ u32 keys_full() const { return barrier(12); }
+    __device__ __forceinline__ u32 keys_empty() const { return barrier(13); }
+
+    __device__ __forceinline__ void start() const {
+        for (int i = 0; i < 2; ++i) {
+            barrier_init(stage_full(i), 33), barrier_init(stage_empty(i), 2);
+            barrier_init(sums_full(i), 8), barrier_init(sums_empty(i), 1);
+            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 9);
+        }
+        barrier_init(keys_full(), 1), barrier_init(keys_empty(), 2);
+        barrier_init_fence();
+    }
+};
+/// When the `i`th of what has two places is complete; those who wait for a place to be empty wait for the other one.
+__device__ __forceinline__ u32 phase(int i) { return i / 2 % 2; }
+
+/// Keys of a span, a group of heads, and a part of that.
+struct Item {
     Work work;
     int part, group, index, first_key;
     /// First queries of the first and last query block that see these keys.
     int first, last;
     /// Query i of the span sees the keys up to past + i.
     int past;
-    int first_head, steps;
 
-    __device__ __forceinline__ Block(u32 shared, const Arguments& x, const Work* works, int together) : shared(shared) {
-        const int ticket = load_shared32(shared + ticket_at);
-        // Heads of a part and group run side by side, `together` of them.
-        const int unit = ticket / (x.blocks * together) * together + ticket % together;
-        index = ticket / together % x.blocks;
-        part = unit / x.G, group = unit % x.G;
-        work = works[index];
+    /// Which one the `ticket`th is; heads of a part and group run side by side, `together` of them. By a whole warp; for the block.
+    static __device__ __forceinline__ void publish(u32 place, int ticket, const Arguments& x) {
+        const int lane = lane_id(), unit = ticket / (x.blocks * x.together) * x.together + ticket % x.together;
+        const int index = ticket / x.together % x.blocks;
+        int word = lane == 8 ? unit / x.G : lane == 9 ? unit % x.G : index;
+        if (lane < 8) word = ((const int*)(x.works + index))[lane];
+        if (lane == 1 && ticket >= x.blocks * x.parts * x.G) word = 0;
+        if (lane < 11) store_shared32(place + 4 * lane, word);
+    }
+    /// False behind the last one.
+    __device__ __forceinline__ bool take(u32 place) {
+        const auto word = [=](int i) { return (int)load_shared32(place + 4 * i); };
+        work.query = word(0), work.queries = word(1), work.key = word(2), work.keys = word(3);
+        work.block = word(4), work.tile = word(5);
+        part = word(8), group = word(9), index = word(10);
         past = work.keys - work.queries;
         first_key = work.block * keys;
         first = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries;
         last = (work.queries - 1) / queries * queries;
-        const int heads = x.Q / x.G / x.parts;
-        first_head = (group * x.parts + part) * heads;
-        steps = heads * ((last - first) / queries + 1);
+        return work.queries > 0;
     }
+    __device__ __forceinline__ int heads(const Arguments& x) const { return x.Q / x.G / x.parts; }
+    __device__ __forceinline__ int steps(const Arguments& x) const { return heads(x) * ((last - first) / queries + 1); }
     /// The last key block that the queries from `query` on see: the last to add to their dq.
     __device__ __forceinline__ int last_block(int query) const {
         return max(0, past + min(query + queries, work.queries) - 1) / keys;
     }
-
-    __device__ __forceinline__ u32 stage(int step) const { return shared + stages_at + step % 2 * stage_bytes; }
-    __device__ __forceinline__ u32 statistics(int step) const { return shared + statistics_at + step % 2 * statistic_bytes; }
-    __device__ __forceinline__ u32 scores(int step) const { return shared + scores_at + step % 2 * score_bytes; }
-    __device__ __forceinline__ u32 sums(int step) const { return shared + sums_at + step % 2 * sum_bytes; }
-    __device__ __forceinline__ u32 barrier(int i) const { return shared + barriers_at + 8 * i; }
-    __device__ __forceinline__ u32 full(int step) const { return barrier(step % 2); }
-    __device__ __forceinline__ u32 empty(int step) const { return barrier(2 + step % 2); }
-    __device__ __forceinline__ u32 sums_full(int step) const { return barrier(4 + step % 2); }
-    __device__ __forceinline__ u32 sums_empty(int step) const { return barrier(6 + step % 2); }
-    __device__ __forceinline__ u32 keys_full() const { return barrier(8); }
 };
 
 /// A step: a head, and the first query of a block in the span. Queries go downwards, then heads upwards.
 struct Step {
     int head, query;
 
-    __device__ __forceinline__ explicit Step(const Block& block) : head(block.first_head), query(block.last) {}
-    __device__ __forceinline__ void advance(const Block& block) {
+    __device__ __forceinline__ Step(const Item& item, const Arguments& x)
+        : head((item.group * x.parts + item.part) * item.heads(x)), query(item.last) {}
+    __device__ __forceinline__ void advance(const Item& item) {
         query -= queries;
-        if (query < block.first) {
-            query = block.last;
+        if (query < item.first) {
+            query = item.last;
             ++head;
         }
     }
 };
 
-/// One warp: keys and values once, then queries, their gradients and statistics.
+/// One warp: takes items; keys and values of each, then queries, their gradients and statistics.
 __device__ __forceinline__ void load(
-    const Block& block, const Arguments& x, const TensorMap& q, const TensorMap& k, const TensorMap& v, const TensorMap& dout) {
+    const Shared shared, const Arguments& x, const TensorMap& q, const TensorMap& k, const TensorMap& v, const TensorMap& dout) {
     const int lane = lane_id();
-    if (lane == 0) {
-        barrier_expect(block.keys_full(), 4 * key_box);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = block.work.key + block.first_key;
-            tensor_load(block.shared + k_at + i * key_box, k, block.keys_full(), 64 * i, block.group, row);
-            tensor_load(block.shared + v_at + i * key_box, v, block.keys_full(), 64 * i, block.group, row);
-        }
-    }
-    Step now(block);
-    for (int step = 0; step < block.steps; ++step, now.advance(block)) {
-        barrier_wait(block.empty(step), step / 2 % 2 ^ 1);
-        const int row = block.work.query + now.query;
-        const u32 stage = block.stage(step), full = block.full(step);
+    int n = 0;
+    for (int i = 0;; ++i) {
+        const int ticket = __shfl_sync(0xffffffffu, lane == 0 ? atomicAdd(x.state, 1) : 0, 0);
+        barrier_wait(shared.item_empty(i), phase(i) ^ 1);
+        Item::publish(shared.item(i), ticket, x);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared.item_full(i));
+        Item item;
+        if (!item.take(shared.item(i))) return;
+        barrier_wait(shared.keys_empty(), i % 2 ^ 1);
         if (lane == 0) {
-            barrier_expect(full, stage_bytes);
+            barrier_expect(shared.keys_full(), 4 * key_box);
+            const int row = item.work.key + item.first_key;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                tensor_load(stage + i * query_box, q, full, 64 * i, now.head, row);
-                tensor_load(stage + (2 + i) * query_box, dout, full, 64 * i, now.head, row);
+            for (int j = 0; j < 2; ++j) {
+                tensor_load(shared.base + k_at + j * key_box, k, shared.keys_full(), 64 * j, item.group, row);
+                tensor_load(shared.base + v_at + j * key_box, v, shared.keys_full(), 64 * j, item.group, row);
             }
         }
-        const u64 at = (u64)now.head * x.T + row;
+        Step now(item, x);
+        for (const int end = n + item.steps(x); n < end; ++n, now.advance(item)) {
+            barrier_wait(shared.stage_empty(n), phase(n) ^ 1);
+            const int row = item.work.query + now.query;
+            const u32 stage = shared.stage(n), full = shared.stage_full(n);
+            if (lane == 0) {
+                barrier_expect(full, stage_bytes);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int query = lane + 32 * i;
-            const bool valid = now.query + query < block.work.queries;
-            const u32 to = block.statistics(step) + 4 * query;
-            copy_async4(to, x.lse_QT + at + (valid ? query : 0), valid);
-            copy_async4(to + 4 * queries, x.delta_QT + at + (valid ? query : 0), valid);
+                for (int j = 0; j < 2; ++j) {
+                    tensor_load(stage + j * query_box, q, full, 64 * j, now.head, row);
+                    tensor_load(stage + (2 + j) * query_box, dout, full, 64 * j, now.head, row);
+                }
+            }
+            const u32 at = now.head * x.T + row;
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int query = lane + 32 * j;
+                const bool valid = now.query + query < item.work.queries;
+                const u32 to = shared.statistics(n) + 4 * query;
+                copy_async4(to, x.lse_QT + at + (valid ? query : 0), valid);
+                copy_async4(to + 4 * queries, x.delta_QT + at + (valid ? query : 0), valid);
+            }
+            copy_async_arrive(full);
         }
-        copy_async_arrive(full);
     }
 }
 
-/// One thread: adds the tiles of dq to the sums in the block's turn. The first turn writes them.
-__device__ __forceinline__ void add_queries(const Block& block, const Arguments& x) {
-    const int number = block.work.block;
-    Step now(block);
-    Turn turn;
-    for (int step = 0; step < block.steps; ++step) {
-        turn.ask(x.state + 1 + (u64)(block.work.tile + now.query / queries) * x.Q + now.head);
-        barrier_wait(block.sums_full(step), step / 2 % 2);
-        turn.wait(number);
-        asm volatile("fence.proxy.async;" ::: "memory");
-        float* to = x.query_sums + ((u64)now.head * x.T + block.work.query + now.query) * head_size;
-        const u32 bytes = min(queries, block.work.queries - now.query) * head_size * 4;
-        if (number == 0) {
+/// A tile of sums, and its turn.
+struct SumTile {
+    u32 place;
+    int number;
+    bool is_last;
+    float* to;
+    u32 bytes;
+};
+
+/// Adds tiles of sums in shared memory to those in global memory, each in the block's turn. The first turn writes them.
+struct Adder {
+    const Shared shared;
+    int n = 0;
+    /// The turns, and that of the tile before, to be handed on once it is added; 0: none.
+    int* const state;
+    u32 place = 0;
+    int number = 0;
+
+    __device__ __forceinline__ Adder(Shared shared, int* state) : shared(shared), state(state) {}
+    /// Hands the turn on when at most `under_way` later tiles are not added yet. (Completion makes the copy engine's writes those of
+    /// this thread; who sees the number starts its own copy after that.)
+    template <int under_way> __device__ __forceinline__ void hand_on() {
+        if (!place) return;
+        asm volatile("cp.async.bulk.wait_group %0;" ::"n"(under_way) : "memory");
+        Turn{state + place}.hand_on(number);
+        place = 0;
+    }
+    __device__ __forceinline__ void add(const SumTile& tile) {
+        // No tile is waiting: the turn before is handed on at once.
+        if (!barrier_is_complete(shared.sums_full(n), phase(n))) hand_on<0>();
+        Turn turn;
+        turn.ask(state + tile.place);
+        barrier_wait(shared.sums_full(n), phase(n));
+        if (turn.seen < tile.number) {
+            hand_on<0>();
+            turn.wait(tile.number);
+        }
+        if (tile.number == 0) {
             asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
-                         ::"l"(to), "r"(block.sums(step)), "r"(bytes) : "memory");
+                         ::"l"(tile.to), "r"(shared.sums(n)), "r"(tile.bytes) : "memory");
         } else {
             asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
-                         ::"l"(to), "r"(block.sums(step)), "r"(bytes) : "memory");
+                         ::"l"(tile.to), "r"(shared.sums(n)), "r"(tile.bytes) : "memory");
         }
-        asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
-        barrier_arrive(block.sums_empty(step));
-        if (number < block.last_block(now.query)) {
-            asm volatile("fence.proxy.async;" ::: "memory");
-            turn.hand_on(number + 1);
-        }
-        now.advance(block);
+        asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+        barrier_arrive(shared.sums_empty(n++));
+        hand_on<1>();
+        if (!tile.is_last) place = tile.place, number = tile.number + 1;
     }
+};
+
+/// One thread: dq of every step, and dk and dv of an item where there are parts.
+__device__ __forceinline__ void add_sums(const Shared shared, const Arguments& x) {
+    Adder adder(shared, x.state);
+    for (int i = 0;; ++i) {
+        barrier_wait(shared.item_full(i), phase(i));
+        Item item;
+        const bool valid = item.take(shared.item(i));
+        barrier_arrive(shared.item_empty(i));
+        if (!valid) break;
+        Step now(item, x);
+#pragma unroll 1
+        for (int left = item.steps(x), end = x.parts > 1 ? -4 : 0; left > end; --left) {
+            SumTile tile;
+            if (left > 0) {
+                tile.place = 1 + (item.work.tile + now.query / queries) * x.Q + now.head;
+                tile.number = item.work.block;
+                tile.is_last = tile.number == item.last_block(now.query);
+                tile.to = x.query_sums + ((u64)now.head * x.T + item.work.query + now.query) * head_size;
+                tile.bytes = min(queries, item.work.queries - now.query) * head_size * 4;
+                now.advance(item);
+            } else {
+                const u32 place = (item.index * x.G + item.group) * 4 - left;
+                tile = {1 + x.tiles * x.Q + place, item.part, item.part + 1 == x.parts, x.key_sums + (u64)place * keys * 64, sum_bytes};
+            }
+            adder.add(tile);
+        }
+    }
+    adder.hand_on<0>();
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 /// The two warpgroups that multiply wait for each other.
@@ -315,38 +416,35 @@ __device__ __forceinline__ void store_scores(u32 tile, const u32 (&s)[16]) {
     for (int j = 0; j < 4; ++j) store_matrices_transposed(at + j * 2048, s[4 * j], s[4 * j + 1], s[4 * j + 2], s[4 * j + 3]);
 }
 
-/// The thread's places of dq to a tile of floats. Chunk c (16 bytes) of row r stands at c ^ 2 (r % 4), so that all banks are written at
-/// once; r counts from the first query of all.
-__device__ __forceinline__ void store_queries(u32 tile, const float (&d)[32], int first_row) {
-    const int lane = lane_id(), warp = threadIdx.x / 32 % 4;
-    const u32 row = tile + (warp * 16 + lane / 4) * 512 + (threadIdx.x / 128 - 1) * 256 + lane % 4 * 8;
-    const u32 swizzle = (first_row + lane / 4) % 4 * 32;
+/// The thread's places of 64 columns to a tile of floats. `row` is that of its row and its two columns; chunk c (16 bytes) of row r stands
+/// at c ^ 2 (r % 4), so that all banks are written at once.
+template <int pitch> __device__ __forceinline__ void store_sums(u32 row, const float* d, int r) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};"
-                         ::"r"(row + half * 4096 + (32 * j ^ swizzle)), "f"(d[4 * j + 2 * half]), "f"(d[4 * j + 2 * half + 1])
+                         ::"r"(row + half * 8 * pitch + (32 * j ^ r % 4 * 32)), "f"(d[4 * j + 2 * half]), "f"(d[4 * j + 2 * half + 1])
                          : "memory");
         }
     }
+    fence_async_proxy();
+    __syncwarp();
 }
 
-/// Adds the sums of the parts before this one, or leaves these for the next.
-template <bool LOADS> __device__ __forceinline__ void pass_sums(float* at, float (&d)[64]) {
-    float4* sums = (float4*)at + threadIdx.x - 128;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        if (LOADS) {
-            const float4 x = __ldcg(sums + i * 256);
-            d[4 * i] += x.x, d[4 * i + 1] += x.y, d[4 * i + 2] += x.z, d[4 * i + 3] += x.w;
-        } else {
-            __stcg(sums + i * 256, float4{d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]});
-        }
-    }
+/// dq [queries, 128]; rows count from the first query of all.
+__device__ __forceinline__ void store_queries(u32 tile, const float (&d)[32], int first_row) {
+    const int lane = lane_id(), row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    store_sums<512>(tile + row * 512 + (threadIdx.x / 128 - 1) * 256 + lane % 4 * 8, d, first_row + row);
 }
 
-/// dk or dv, from the block's first key: += what the block has summed.
+/// 64 columns of dk or dv [keys, 64].
+__device__ __forceinline__ void store_keys(u32 tile, const float* d) {
+    const int lane = lane_id(), row = threadIdx.x / 32 * 16 - 64 + lane / 4;
+    store_sums<256>(tile + row * 256 + lane % 4 * 8, d, row);
+}
+
+/// dk or dv, from the item's first key: += what the block has summed.
 __device__ __forceinline__ void add_keys(bf16* to, int stride, const float (&d)[64], float scale, int count) {
     const int lane = lane_id(), row = threadIdx.x / 32 * 16 - 64 + lane / 4;
 #pragma unroll
@@ -364,88 +462,92 @@ __device__ __forceinline__ void add_keys(bf16* to, int stride, const float (&d)[
     }
 }
 
-/// What the two warpgroups have summed leaves the block.
-__device__ __forceinline__ void finish(const Block& block, const Arguments& x, float (&dk)[64], float (&dv)[64]) {
-    if (x.parts > 1) {
-        const u64 item = (u64)block.index * x.G + block.group;
-        float* sums = x.key_sums + item * 2 * keys * head_size;
-        Turn turn;
-        turn.ask(x.state + 1 + (u64)x.tiles * x.Q + item);
-        turn.wait(block.part);
-        if (block.part > 0) {
-            pass_sums<true>(sums, dk);
-            pass_sums<true>(sums + keys * head_size, dv);
-        }
-        if (block.part + 1 < x.parts) {
-            pass_sums<false>(sums, dk);
-            pass_sums<false>(sums + keys * head_size, dv);
-            meet();
-            if (threadIdx.x == 128) turn.hand_on(block.part + 1);
-            return;
-        }
+/// What the two warpgroups have summed of an item leaves them; `m` counts tiles of sums.
+__device__ __forceinline__ void finish(
+    const Shared shared, const Arguments& x, const Item& item, const float (&dk)[64], const float (&dv)[64], int& m) {
+    if (x.parts == 1) {
+        const int stride = x.G * head_size, count = item.work.keys - item.first_key;
+        const u64 at = (u64)(item.work.key + item.first_key) * stride + item.group * head_size;
+        add_keys(x.dk_UGD + at, stride, dk, x.scale, count);
+        add_keys(x.dv_UGD + at, stride, dv, 1, count);
+        return;
     }
-    const int stride = x.G * head_size, count = block.work.keys - block.first_key;
-    const u64 at = (u64)(block.work.key + block.first_key) * stride + block.group * head_size;
-    add_keys(x.dk_UGD + at, stride, dk, x.scale, count);
-    add_keys(x.dv_UGD + at, stride, dv, 1, count);
+#pragma unroll
+    for (int j = 0; j < 4; ++j, ++m) {
+        barrier_wait(shared.sums_empty(m), phase(m) ^ 1);
+        store_keys(shared.sums(m), (j < 2 ? dk : dv) + j % 2 * 32);
+        if (lane_id() == 0) barrier_arrive(shared.sums_full(m));
+    }
 }
 
 /// A warpgroup that multiplies. Under way at once: dP while P is made, dv while dS is, dk while the other warpgroup's dS is waited for,
 /// the next S while dq leaves.
-__device__ __forceinline__ void multiply(const Block& block, const Arguments& x, const Work* works, int together) {
+__device__ __forceinline__ void multiply(const Shared shared, const Arguments& x) {
     const int other = threadIdx.x / 128 - 1;
-    const u64 k_rows = operand(block.shared + k_at + other * query_box), v_rows = operand(block.shared + v_at + other * query_box);
-    const u64 k_columns = operand(block.shared + k_at + other * key_box);
+    const u64 k_rows = operand(shared.base + k_at + other * query_box), v_rows = operand(shared.base + v_at + other * query_box);
+    const u64 k_columns = operand(shared.base + k_at + other * key_box);
     const float scale = x.scale * 1.44269504089f;
-    float dk[64] = {}, dv[64] = {}, s[32], d[32];
-    Step now(block);
-    barrier_wait(block.keys_full(), 0);
-    barrier_wait(block.full(0), 0);
-    hold(dk), hold(dv);
-    wgmma_fence();
-    multiply_scores(s, k_rows, operand(block.stage(0)));
+    // Steps and tiles of sums so far.
+    int n = 0, m = 0;
 #pragma unroll 1
-    for (int step = 0; step < block.steps; ++step) {
-        const u32 stage = block.stage(step), statistics = block.statistics(step);
-        u32 p[16], ds[16];
+    for (int i = 0;; ++i) {
+        float dk[64] = {}, dv[64] = {}, s[32], d[32];
+        Item item;
+        barrier_wait(shared.item_full(i), phase(i));
+        if (!item.take(shared.item(i))) return;
+        const int seen = item.past + 1 - item.first_key, end = n + item.steps(x);
+        int query = item.last;
+        barrier_wait(shared.keys_full(), i % 2);
+        barrier_wait(shared.stage_full(n), phase(n));
+        hold(dk), hold(dv);
+        wgmma_fence();
+        multiply_scores(s, k_rows, operand(shared.stage(n)));
+#pragma unroll 1
+        for (; n < end; ++n, ++m) {
+            const u32 stage = shared.stage(n), statistics = shared.statistics(n);
+            u32 p[16], ds[16];
+            wgmma_wait<0>();
+            hold(s);
+            wgmma_fence();
+            multiply_scores(d, v_rows, operand(stage + 2 * query_box));
+            make_scores(s, statistics, seen + query, item.work.queries - query, scale);
+            pack_scores(p, s);
+            wgmma_fence();
+            multiply_keys(dv, p, operand(stage + 2 * query_box, query_box));
+            wgmma_wait<1>();
+            hold(d);
+            make_gradients(ds, p, d, statistics + 4 * queries);
+            store_scores(shared.scores(n), ds);
+            fence_async_proxy();
+            wgmma_fence();
+            multiply_keys(dk, ds, operand(stage, query_box));
+            wgmma_wait<1>();
+            hold(dv);
+            meet();
+            wgmma_fence();
+            multiply_queries(d, operand(shared.scores(n)), k_columns);
+            // The last step makes its own S again: one shape of the loop.
+            const int next = n + 1 < end ? n + 1 : n;
+            barrier_wait(shared.stage_full(next), phase(next));
+            wgmma_fence();
+            multiply_scores(s, k_rows, operand(shared.stage(next)));
+            barrier_wait(shared.sums_empty(m), phase(m) ^ 1);
+            wgmma_wait<1>();
+            hold(d), hold(dk);
+            release(shared.stage_empty(n));
+            store_queries(shared.sums(m), d, item.work.query);
+            if (lane_id() == 0) barrier_arrive(shared.sums_full(m));
+            query = query == item.first ? item.last : query - queries;
+        }
         wgmma_wait<0>();
-        hold(s);
-        wgmma_fence();
-        multiply_scores(d, v_rows, operand(stage + 2 * query_box));
-        make_scores(s, statistics, block.past + now.query + 1 - block.first_key, block.work.queries - now.query, scale);
-        pack_scores(p, s);
-        wgmma_fence();
-        multiply_keys(dv, p, operand(stage + 2 * query_box, query_box));
-        wgmma_wait<1>();
-        hold(d);
-        make_gradients(ds, p, d, statistics + 4 * queries);
-        store_scores(block.scores(step), ds);
-        fence_async_proxy();
-        wgmma_fence();
-        multiply_keys(dk, ds, operand(stage, query_box));
-        wgmma_wait<1>();
-        hold(dv);
-        meet();
-        wgmma_fence();
-        multiply_queries(d, operand(block.scores(step)), k_columns);
-        // The last step makes its own S again: one shape of the loop.
-        const int next = step + 1 < block.steps ? step + 1 : step;
-        barrier_wait(block.full(next), next / 2 % 2);
-        multiply_scores(s, k_rows, operand(block.stage(next)));
-        barrier_wait(block.sums_empty(step), step / 2 % 2 ^ 1);
-        wgmma_wait<1>();
-        hold(d), hold(dk);
-        release(block.empty(step));
-        store_queries(block.sums(step), d, block.work.query);
-        fence_async_proxy();
+        hold(s), hold(dk), hold(dv);
+        release(shared.keys_empty());
+        // Taken anew, to hold no registers through the products.
+        item.take(shared.item(i));
+        finish(shared, x, item, dk, dv, m);
         __syncwarp();
-        if (lane_id() == 0) barrier_arrive(block.sums_full(step));
-        now.advance(block);
+        if (lane_id() == 0) barrier_arrive(shared.item_empty(i));
     }
-    wgmma_wait<0>();
-    hold(s), hold(dk), hold(dv);
-    // Made anew, to hold no registers through the products.
-    finish(Block(block.shared, x, works, together), x, dk, dv);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90_backward(
@@ -455,28 +557,18 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90_backward(
     int G, float scale) {
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 shared = shared_address(memory);
-    if (threadIdx.x == 0) {
-        store_shared32(shared + ticket_at, atomicAdd(state, 1));
-        for (int i = 0; i < 2; ++i) {
-            barrier_init(shared + barriers_at + 8 * i, 33);
-            barrier_init(shared + barriers_at + 8 * (2 + i), 2);
-            barrier_init(shared + barriers_at + 8 * (4 + i), 8);
-            barrier_init(shared + barriers_at + 8 * (6 + i), 1);
-        }
-        barrier_init(shared + barriers_at + 8 * 8, 1);
-        barrier_init_fence();
-    }
+    const Shared shared = {shared_address(memory)};
+    if (threadIdx.x == 0) shared.start();
     __syncthreads();
-    const Arguments x = {lse_QT, delta_QT, dk_UGD, dv_UGD, query_sums, key_sums, state, blocks, parts, tiles, T, Q, G, scale};
-    const Block block(shared, x, works, together);
+    const Arguments x = {lse_QT,     delta_QT, works, dk_UGD, dv_UGD,   query_sums, key_sums,
+                         state,      blocks,   parts, together, tiles, T, Q, G, scale};
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
-        if (threadIdx.x < 32) load(block, x, q, k, v, dout);
-        else if (threadIdx.x == 32) add_queries(block, x);
+        if (threadIdx.x < 32) load(shared, x, q, k, v, dout);
+        else if (threadIdx.x == 32) add_sums(shared, x);
     } else {
         register_increase<consumer_registers>();
-        multiply(block, x, works, together);
+        multiply(shared, x);
     }
 }
 
@@ -505,15 +597,38 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_delta(
     }
 }
 
-/// dq = scale times the sums. A block takes the queries whose last keys are its own, of one head.
-extern "C" __global__ void __launch_bounds__(256) attention_sm90_queries(
-    const float* query_sums, const Work* works, bf16* dq_TQD, int T, int Q, float scale) {
+/// 16 bytes of a row of sums, turned back from the order in shared memory, added to `x` and rounded; `place` counts such from the row's
+/// first, and `r` is the row as `store_sums` counts.
+__device__ __forceinline__ Vector read_sums(const float* row, int place, int r, float scale, Vector x) {
+    const float4* from = (const float4*)row + 2 * (place ^ r % 4);
+    const float4 a = __ldcg(from), b = __ldcg(from + 1);
+    return Vector{pack(low(x.x) + scale * a.x, high(x.x) + scale * a.y), pack(low(x.y) + scale * a.z, high(x.y) + scale * a.w),
+                  pack(low(x.z) + scale * b.x, high(x.z) + scale * b.y), pack(low(x.w) + scale * b.z, high(x.w) + scale * b.w)};
+}
+
+/// dq = scale times the sums; and where there are parts, dk += scale times theirs, dv += theirs. A block takes the keys of an
+/// item of a group, or the queries whose last keys those are, of one head.
+extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
+    const float* query_sums, const float* key_sums, const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, int blocks, int T,
+    int Q, int G, float scale) {
     begin_kernel();
-    const Work work = works[blockIdx.x / Q];
-    const int head = blockIdx.x % Q, past = work.keys - work.queries;
+    const int index = blockIdx.x % blocks, head = blockIdx.x / blocks;
+    const Work work = works[index];
+    const int past = work.keys - work.queries, first_key = work.block * keys;
     const auto last_block = [&](int query) { return max(0, past + min(query + queries, work.queries) - 1) / keys; };
-    const int pair = threadIdx.x % 16;
-    for (int query = work.block == 0 ? 0 : max(0, work.block * keys - past) / queries * queries; query < work.queries; query += queries) {
+    if (head >= Q) {
+        const int group = head - Q, place = threadIdx.x % 8, count = work.keys - first_key;
+        const float* sums = key_sums + ((u64)index * G + group) * 4 * keys * 64;
+        for (int i = threadIdx.x / 8; i < 4 * keys; i += 32) {
+            const int r = i % keys, j = i / keys;
+            if (r >= count) continue;
+            bf16* to = (j < 2 ? dk_UGD : dv_UGD) + ((u64)(work.key + first_key + r) * G + group) * head_size + j % 2 * 64 + place * 8;
+            store128(to, read_sums(sums + i * 64, place, r, j < 2 ? scale : 1, load128_once(to)));
+        }
+        return;
+    }
+    const int place = threadIdx.x % 16;
+    for (int query = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries; query < work.queries; query += queries) {
         if (last_block(query) > work.block) break;
         if (last_block(query) < work.block) continue;
 #pragma unroll
@@ -521,11 +636,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_queries(
             const int r = query + i * 16 + threadIdx.x / 16;
             if (r >= work.queries) break;
             const u64 row = work.query + r;
-            const float4* from = (const float4*)(query_sums + ((u64)head * T + row) * head_size) + 2 * (pair ^ row % 4);
-            const float4 a = __ldcg(from), b = __ldcg(from + 1);
-            store128(dq_TQD + (row * Q + head) * head_size + pair * 8,
-                     Vector{pack(scale * a.x, scale * a.y), pack(scale * a.z, scale * a.w), pack(scale * b.x, scale * b.y),
-                            pack(scale * b.z, scale * b.w)});
+            store128(dq_TQD + (row * Q + head) * head_size + place * 8,
+                     read_sums(query_sums + ((u64)head * T + row) * head_size, place, row % 4, scale, Vector{0, 0, 0, 0}));
         }
     }
 }
