@@ -111,13 +111,6 @@ __device__ __forceinline__ void multiply_queries(float (&d)[32], u64 scores, u64
 
 // MARK: Turns
 
-__device__ __forceinline__ bool barrier_is_complete(u32 barrier, u32 parity) {
-    u32 done;
-    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-    return done;
-}
-
 /// A number that counts up; blocks hand it on.
 struct Turn {
     int* place;
@@ -126,7 +119,7 @@ struct Turn {
     /// Asks for the number; the answer is needed only in `wait`.
     __device__ __forceinline__ void ask(int* at) {
         place = at;
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(place) : "memory");
+        asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(place) : "memory");
     }
     __device__ __forceinline__ void wait(int number) {
         while (seen < number) ask(place);
@@ -153,18 +146,18 @@ struct Arguments {
 struct Shared {
     u32 base;
 
-    __device__ __forceinline__ u32 stage(int i) const { return base + stages_at + i % 2 * stage_bytes; }
-    __device__ __forceinline__ u32 statistics(int i) const { return base + statistics_at + i % 2 * statistic_bytes; }
-    __device__ __forceinline__ u32 scores(int i) const { return base + scores_at + i % 2 * score_bytes; }
-    __device__ __forceinline__ u32 sums(int i) const { return base + sums_at + i % 2 * sum_bytes; }
-    __device__ __forceinline__ u32 item(int i) const { return base + items_at + i % 2 * item_bytes; }
+    __device__ __forceinline__ u32 stage(u32 i) const { return base + stages_at + i % 2 * stage_bytes; }
+    __device__ __forceinline__ u32 statistics(u32 i) const { return base + statistics_at + i % 2 * statistic_bytes; }
+    __device__ __forceinline__ u32 scores(u32 i) const { return base + scores_at + i % 2 * score_bytes; }
+    __device__ __forceinline__ u32 sums(u32 i) const { return base + sums_at + i % 2 * sum_bytes; }
+    __device__ __forceinline__ u32 item(u32 i) const { return base + items_at + i % 2 * item_bytes; }
     __device__ __forceinline__ u32 barrier(int i) const { return base + barriers_at + 8 * i; }
-    __device__ __forceinline__ u32 stage_full(int i) const { return barrier(i % 2); }
-    __device__ __forceinline__ u32 stage_empty(int i) const { return barrier(2 + i % 2); }
-    __device__ __forceinline__ u32 sums_full(int i) const { return barrier(4 + i % 2); }
-    __device__ __forceinline__ u32 sums_empty(int i) const { return barrier(6 + i % 2); }
-    __device__ __forceinline__ u32 item_full(int i) const { return barrier(8 + i % 2); }
-    __device__ __forceinline__ u32 item_empty(int i) const { return barrier(10 + i % 2); }
+    __device__ __forceinline__ u32 stage_full(u32 i) const { return barrier(i % 2); }
+    __device__ __forceinline__ u32 stage_empty(u32 i) const { return barrier(2 + i % 2); }
+    __device__ __forceinline__ u32 sums_full(u32 i) const { return barrier(4 + i % 2); }
+    __device__ __forceinline__ u32 sums_empty(u32 i) const { return barrier(6 + i % 2); }
+    __device__ __forceinline__ u32 item_full(u32 i) const { return barrier(8 + i % 2); }
+    __device__ __forceinline__ u32 item_empty(u32 i) const { return barrier(10 + i % 2); }
     __device__ __forceinline__ u32 keys_full() const { return barrier(12); }
     __device__ __forceinline__ u32 keys_empty() const { return barrier(13); }
 
@@ -179,7 +172,7 @@ struct Shared {
     }
 };
 /// When the `i`th of what has two places is complete; those who wait for a place to be empty wait for the other one.
-__device__ __forceinline__ u32 phase(int i) { return i / 2 % 2; }
+__device__ __forceinline__ u32 phase(u32 i) { return i / 2 % 2; }
 
 /// Keys of a span, a group of heads, and a part of that.
 struct Item {
@@ -284,11 +277,11 @@ __device__ __forceinline__ void load(
     }
 }
 
-/// A tile of sums, and its turn.
+/// A tile of sums. The turn at `place` has to be `number` before it is added, and is to be handed on after it.
 struct SumTile {
     u32 place;
     int number;
-    bool is_last;
+    bool waits, hands_on;
     float* to;
     u32 bytes;
 };
@@ -303,24 +296,19 @@ struct Adder {
     int number = 0;
 
     __device__ __forceinline__ Adder(Shared shared, int* state) : shared(shared), state(state) {}
-    /// Hands the turn on when at most `under_way` later tiles are not added yet. (Completion makes the copy engine's writes those of
-    /// this thread; who sees the number starts its own copy after that.)
-    template <int under_way> __device__ __forceinline__ void hand_on() {
-        if (!place) return;
-        asm volatile("cp.async.bulk.wait_group %0;" ::"n"(under_way) : "memory");
+    /// Hands the turn on as soon as the tile before is added. (Completion makes the copy engine's writes those of this thread.)
+    __device__ __forceinline__ void hand_on() {
+        if (place == 0) return;
+        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
         Turn{state + place}.hand_on(number);
         place = 0;
     }
     __device__ __forceinline__ void add(const SumTile& tile) {
-        // No tile is waiting: the turn before is handed on at once.
-        if (!barrier_is_complete(shared.sums_full(n), phase(n))) hand_on<0>();
-        Turn turn;
-        turn.ask(state + tile.place);
+        Turn turn = {nullptr, tile.number};
+        if (tile.waits) turn.ask(state + tile.place);
+        hand_on();
         barrier_wait(shared.sums_full(n), phase(n));
-        if (turn.seen < tile.number) {
-            hand_on<0>();
-            turn.wait(tile.number);
-        }
+        turn.wait(tile.number);
         if (tile.number == 0) {
             asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
                          ::"l"(tile.to), "r"(shared.sums(n)), "r"(tile.bytes) : "memory");
@@ -330,8 +318,7 @@ struct Adder {
         }
         asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
         barrier_arrive(shared.sums_empty(n++));
-        hand_on<1>();
-        if (!tile.is_last) place = tile.place, number = tile.number + 1;
+        if (tile.hands_on) place = tile.place, number = tile.number + 1;
     }
 };
 
@@ -351,18 +338,23 @@ __device__ __forceinline__ void add_sums(const Shared shared, const Arguments& x
             if (left > 0) {
                 tile.place = 1 + (item.work.tile + now.query / queries) * x.Q + now.head;
                 tile.number = item.work.block;
-                tile.is_last = tile.number == item.last_block(now.query);
+                tile.waits = tile.number > 0, tile.hands_on = tile.number < item.last_block(now.query);
                 tile.to = x.query_sums + ((u64)now.head * x.T + item.work.query + now.query) * head_size;
                 tile.bytes = min(queries, item.work.queries - now.query) * head_size * 4;
                 now.advance(item);
             } else {
-                const u32 place = (item.index * x.G + item.group) * 4 - left;
-                tile = {1 + x.tiles * x.Q + place, item.part, item.part + 1 == x.parts, x.key_sums + (u64)place * keys * 64, sum_bytes};
+                // dk and dv have one turn.
+                const int index = item.index * x.G + item.group;
+                tile.place = 1 + x.tiles * x.Q + index;
+                tile.number = item.part;
+                tile.waits = left == 0 && tile.number > 0, tile.hands_on = left == -3 && tile.number + 1 < x.parts;
+                tile.to = x.key_sums + (u64)(index * 4 - left) * keys * 64;
+                tile.bytes = sum_bytes;
             }
             adder.add(tile);
         }
     }
-    adder.hand_on<0>();
+    adder.hand_on();
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
@@ -607,7 +599,7 @@ __device__ __forceinline__ Vector read_sums(const float* row, int place, int r, 
 }
 
 /// dq = scale times the sums; and where there are parts, dk += scale times theirs, dv += theirs. A block takes the keys of an
-/// item of a group, or the queries whose last keys those are, of one head.
+/// item of a group, 64 columns of dk or dv, or the queries whose last keys those are, of one head.
 extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
     const float* query_sums, const float* key_sums, const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, int blocks, int T,
     int Q, int G, float scale) {
@@ -615,29 +607,39 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
     const int index = blockIdx.x % blocks, head = blockIdx.x / blocks;
     const Work work = works[index];
     const int past = work.keys - work.queries, first_key = work.block * keys;
-    const auto last_block = [&](int query) { return max(0, past + min(query + queries, work.queries) - 1) / keys; };
     if (head >= Q) {
-        const int group = head - Q, place = threadIdx.x % 8, count = work.keys - first_key;
-        const float* sums = key_sums + ((u64)index * G + group) * 4 * keys * 64;
-        for (int i = threadIdx.x / 8; i < 4 * keys; i += 32) {
-            const int r = i % keys, j = i / keys;
-            if (r >= count) continue;
-            bf16* to = (j < 2 ? dk_UGD : dv_UGD) + ((u64)(work.key + first_key + r) * G + group) * head_size + j % 2 * 64 + place * 8;
-            store128(to, read_sums(sums + i * 64, place, r, j < 2 ? scale : 1, load128_once(to)));
+        const int group = (head - Q) / 4, j = (head - Q) % 4, place = threadIdx.x % 8, count = work.keys - first_key;
+        const float* sums = key_sums + (((u64)index * G + group) * 4 + j) * keys * 64;
+        bf16* to = (j < 2 ? dk_UGD : dv_UGD) + ((u64)(work.key + first_key) * G + group) * head_size + j % 2 * 64 + place * 8;
+        Vector x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int r = i * 32 + threadIdx.x / 8;
+            if (r < count) x[i] = read_sums(sums + r * 64, place, r, j < 2 ? scale : 1, load128_once(to + (u64)r * G * head_size));
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int r = i * 32 + threadIdx.x / 8;
+            if (r < count) store128(to + (u64)r * G * head_size, x[i]);
         }
         return;
     }
+    const auto last_block = [&](int query) { return max(0, past + min(query + queries, work.queries) - 1) / keys; };
     const int place = threadIdx.x % 16;
     for (int query = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries; query < work.queries; query += queries) {
         if (last_block(query) > work.block) break;
         if (last_block(query) < work.block) continue;
+        Vector x[4];
 #pragma unroll
-        for (int i = 0; i < queries / 16; ++i) {
-            const int r = query + i * 16 + threadIdx.x / 16;
-            if (r >= work.queries) break;
-            const u64 row = work.query + r;
-            store128(dq_TQD + (row * Q + head) * head_size + place * 8,
-                     read_sums(query_sums + ((u64)head * T + row) * head_size, place, row % 4, scale, Vector{0, 0, 0, 0}));
+        for (int i = 0; i < 4; ++i) {
+            const int r = query + i * 16 + threadIdx.x / 16, row = work.query + r;
+            const float* sums = query_sums + ((u64)head * T + row) * head_size;
+            if (r < work.queries) x[i] = read_sums(sums, place, row, scale, Vector{0, 0, 0, 0});
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int r = query + i * 16 + threadIdx.x / 16, row = work.query + r;
+            if (r < work.queries) store128(dq_TQD + ((u64)row * Q + head) * head_size + place * 8, x[i]);
         }
     }
 }
