@@ -110,8 +110,8 @@ class Attention:
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
         items = len(works) * self.G
-        key_sums = nan(items, 4, 128, 64) if parts > 1 else None
-        count = 1 + tiles * self.Q + items
+        key_sums = nan(items, parts, 4, 128, 64) if parts > 1 else None
+        count = 1 + tiles * self.Q
         processors = torch.cuda.get_device_properties(0).multi_processor_count
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         rows = lambda x, heads, box: TensorMap(x, [self.D, heads, x.shape[0]], [64, 1, box])
@@ -121,9 +121,9 @@ class Attention:
             module("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
             module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv,
-                   sums, key_sums, state, len(works), parts, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
-            module("attention_sm90_finish", len(works) * (self.Q + (4 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
-                   self.dq, self.dk, self.dv, len(works), self.T, self.Q, self.G, self.scale)
+                   sums, key_sums, state, len(works), parts, together, self.T, self.Q, self.G, self.scale, shared=230784)
+            module("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
+                   self.dq, self.dk, self.dv, len(works), parts, self.T, self.Q, self.G, self.scale)
         return launch
 
     def plain(self):

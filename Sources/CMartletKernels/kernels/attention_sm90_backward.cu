@@ -138,7 +138,7 @@ struct Arguments {
     bf16 *dk_UGD, *dv_UGD;
     float *query_sums, *key_sums;
     int* state;
-    int blocks, parts, together, tiles, T, Q, G;
+    int blocks, parts, together, T, Q, G;
     float scale;
 };
 
@@ -277,11 +277,12 @@ __device__ __forceinline__ void load(
     }
 }
 
-/// A tile of sums. The turn at `place` has to be `number` before it is added, and is to be handed on after it.
+/// A tile of sums of shared memory: added to `to` when the turn at `place` has come to `number`, which is then handed on; the first
+/// one, and one that has no place, is written.
 struct SumTile {
     u32 place;
     int number;
-    bool waits, hands_on;
+    bool hands_on;
     float* to;
     u32 bytes;
 };
@@ -305,7 +306,7 @@ struct Adder {
     }
     __device__ __forceinline__ void add(const SumTile& tile) {
         Turn turn = {nullptr, tile.number};
-        if (tile.waits) turn.ask(state + tile.place);
+        if (tile.number > 0) turn.ask(state + tile.place);
         hand_on();
         barrier_wait(shared.sums_full(n), phase(n));
         turn.wait(tile.number);
@@ -338,18 +339,13 @@ __device__ __forceinline__ void add_sums(const Shared shared, const Arguments& x
             if (left > 0) {
                 tile.place = 1 + (item.work.tile + now.query / queries) * x.Q + now.head;
                 tile.number = item.work.block;
-                tile.waits = tile.number > 0, tile.hands_on = tile.number < item.last_block(now.query);
+                tile.hands_on = tile.number < item.last_block(now.query);
                 tile.to = x.query_sums + ((u64)now.head * x.T + item.work.query + now.query) * head_size;
                 tile.bytes = min(queries, item.work.queries - now.query) * head_size * 4;
                 now.advance(item);
             } else {
-                // dk and dv have one turn.
-                const int index = item.index * x.G + item.group;
-                tile.place = 1 + x.tiles * x.Q + index;
-                tile.number = item.part;
-                tile.waits = left == 0 && tile.number > 0, tile.hands_on = left == -3 && tile.number + 1 < x.parts;
-                tile.to = x.key_sums + (u64)(index * 4 - left) * keys * 64;
-                tile.bytes = sum_bytes;
+                const int index = (item.index * x.G + item.group) * x.parts + item.part;
+                tile = {0, 0, false, x.key_sums + (u64)(index * 4 - left) * keys * 64, sum_bytes};
             }
             adder.add(tile);
         }
@@ -545,15 +541,14 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
 extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90_backward(
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
     const __grid_constant__ TensorMap dout, const float* lse_QT, const float* delta_QT, const Work* works, bf16* dk_UGD,
-    bf16* dv_UGD, float* query_sums, float* key_sums, int* state, int blocks, int parts, int together, int tiles, int T, int Q,
-    int G, float scale) {
+    bf16* dv_UGD, float* query_sums, float* key_sums, int* state, int blocks, int parts, int together, int T, int Q, int G,
+    float scale) {
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     const Shared shared = {shared_address(memory)};
     if (threadIdx.x == 0) shared.start();
     __syncthreads();
-    const Arguments x = {lse_QT,     delta_QT, works, dk_UGD, dv_UGD,   query_sums, key_sums,
-                         state,      blocks,   parts, together, tiles, T, Q, G, scale};
+    const Arguments x = {lse_QT, delta_QT, works, dk_UGD, dv_UGD, query_sums, key_sums, state, blocks, parts, together, T, Q, G, scale};
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
         if (threadIdx.x < 32) load(shared, x, q, k, v, dout);
@@ -589,39 +584,46 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_delta(
     }
 }
 
-/// 16 bytes of a row of sums, turned back from the order in shared memory, added to `x` and rounded; `place` counts such from the row's
-/// first, and `r` is the row as `store_sums` counts.
-__device__ __forceinline__ Vector read_sums(const float* row, int place, int r, float scale, Vector x) {
-    const float4* from = (const float4*)row + 2 * (place ^ r % 4);
-    const float4 a = __ldcg(from), b = __ldcg(from + 1);
-    return Vector{pack(low(x.x) + scale * a.x, high(x.x) + scale * a.y), pack(low(x.y) + scale * a.z, high(x.y) + scale * a.w),
-                  pack(low(x.z) + scale * b.x, high(x.z) + scale * b.y), pack(low(x.w) + scale * b.z, high(x.w) + scale * b.w)};
-}
+/// Eight sums of a row, turned back from their order in shared memory. `place` counts such from the row's first, and `r` is the row as
+/// `store_sums` counts.
+struct Eight {
+    float4 a, b;
+
+    __device__ __forceinline__ void read(const float* row, int place, int r) {
+        const float4* from = (const float4*)row + 2 * (place ^ r % 4);
+        a = __ldcg(from), b = __ldcg(from + 1);
+    }
+    __device__ __forceinline__ void add(const Eight& x) {
+        a.x += x.a.x, a.y += x.a.y, a.z += x.a.z, a.w += x.a.w;
+        b.x += x.b.x, b.y += x.b.y, b.z += x.b.z, b.w += x.b.w;
+    }
+    /// scale times these, added to `x` and rounded.
+    __device__ __forceinline__ Vector round(float scale, Vector x) const {
+        return Vector{pack(low(x.x) + scale * a.x, high(x.x) + scale * a.y), pack(low(x.y) + scale * a.z, high(x.y) + scale * a.w),
+                      pack(low(x.z) + scale * b.x, high(x.z) + scale * b.y), pack(low(x.w) + scale * b.z, high(x.w) + scale * b.w)};
+    }
+};
 
 /// dq = scale times the sums; and where there are parts, dk += scale times theirs, dv += theirs. A block takes the keys of an
-/// item of a group, 64 columns of dk or dv, or the queries whose last keys those are, of one head.
+/// item of a group, 32 rows and 64 columns of dk or dv, or the queries whose last keys those are, of one head.
 extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
-    const float* query_sums, const float* key_sums, const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, int blocks, int T,
-    int Q, int G, float scale) {
+    const float* query_sums, const float* key_sums, const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, int blocks,
+    int parts, int T, int Q, int G, float scale) {
     begin_kernel();
     const int index = blockIdx.x % blocks, head = blockIdx.x / blocks;
     const Work work = works[index];
     const int past = work.keys - work.queries, first_key = work.block * keys;
     if (head >= Q) {
-        const int group = (head - Q) / 4, j = (head - Q) % 4, place = threadIdx.x % 8, count = work.keys - first_key;
-        const float* sums = key_sums + (((u64)index * G + group) * 4 + j) * keys * 64;
-        bf16* to = (j < 2 ? dk_UGD : dv_UGD) + ((u64)(work.key + first_key) * G + group) * head_size + j % 2 * 64 + place * 8;
-        Vector x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int r = i * 32 + threadIdx.x / 8;
-            if (r < count) x[i] = read_sums(sums + r * 64, place, r, j < 2 ? scale : 1, load128_once(to + (u64)r * G * head_size));
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int r = i * 32 + threadIdx.x / 8;
-            if (r < count) store128(to + (u64)r * G * head_size, x[i]);
-        }
+        const int group = (head - Q) / 16, j = (head - Q) / 4 % 4, place = threadIdx.x % 8;
+        const int r = (head - Q) % 4 * 32 + threadIdx.x / 8;
+        if (first_key + r >= work.keys) return;
+        const float* sums = key_sums + ((((u64)index * G + group) * parts * 4 + j) * keys + r) * 64;
+        bf16* to = (j < 2 ? dk_UGD : dv_UGD) + ((u64)(work.key + first_key + r) * G + group) * head_size + j % 2 * 64 + place * 8;
+        const Vector old = load128_once(to);
+        Eight sum = {}, next;
+#pragma unroll 4
+        for (int part = 0; part < parts; ++part, sums += 4 * keys * 64) next.read(sums, place, r), sum.add(next);
+        store128(to, sum.round(j < 2 ? scale : 1, old));
         return;
     }
     const auto last_block = [&](int query) { return max(0, past + min(query + queries, work.queries) - 1) / keys; };
@@ -629,17 +631,16 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
     for (int query = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries; query < work.queries; query += queries) {
         if (last_block(query) > work.block) break;
         if (last_block(query) < work.block) continue;
-        Vector x[4];
+        Eight sums[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int r = query + i * 16 + threadIdx.x / 16, row = work.query + r;
-            const float* sums = query_sums + ((u64)head * T + row) * head_size;
-            if (r < work.queries) x[i] = read_sums(sums, place, row, scale, Vector{0, 0, 0, 0});
+            if (r < work.queries) sums[i].read(query_sums + ((u64)head * T + row) * head_size, place, row);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int r = query + i * 16 + threadIdx.x / 16, row = work.query + r;
-            if (r < work.queries) store128(dq_TQD + ((u64)row * Q + head) * head_size + place * 8, x[i]);
+            if (r < work.queries) store128(dq_TQD + ((u64)row * Q + head) * head_size + place * 8, sums[i].round(scale, Vector{0, 0, 0, 0}));
         }
     }
 }
