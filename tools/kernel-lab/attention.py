@@ -103,16 +103,18 @@ class Attention:
                    self.G, self.scale, shared=shared)
         return launch
 
-    def hopper_backward(self, parts=None, together=None):
+    def hopper_backward(self, parts=None, together=None, shares=None):
+        parts = parts or self.Q // self.G
         works, tiles, parts, together = self.key_blocks(128, 64, parts, together)
-        table = self.table(works)
+        # Parts that run side by side have sums of dk and dv of their own.
+        shares = shares or min(parts, ceil_div(together, self.G))
+        table, items = self.table(works), len(works) * self.G
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
         nan = lambda *size: torch.full(size, float("nan"), device="cuda")
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
-        items = len(works) * self.G
-        key_sums = nan(items, parts, 4, 128, 64) if parts > 1 else None
-        count = 1 + tiles * self.Q
-        processors = torch.cuda.get_device_properties(0).multi_processor_count
+        key_sums = nan(items, shares, 4, 128, 64) if parts > 1 else None
+        count = 1 + tiles * self.Q + items * shares
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         rows = lambda x, heads, box: TensorMap(x, [self.D, heads, x.shape[0]], [64, 1, box])
         maps = rows(self.q, self.Q, 64), rows(self.k, self.G, 128), rows(self.v, self.G, 128), rows(self.dout, self.Q, 64)
@@ -120,10 +122,10 @@ class Attention:
         def launch():
             module("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
-            module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv,
-                   sums, key_sums, state, len(works), parts, together, self.T, self.Q, self.G, self.scale, shared=230784)
+            module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv, sums,
+                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
             module("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
-                   self.dq, self.dk, self.dv, len(works), parts, self.T, self.Q, self.G, self.scale)
+                   self.dq, self.dk, self.dv, len(works), shares, self.T, self.Q, self.G, self.scale)
         return launch
 
     def plain(self):

@@ -124,9 +124,8 @@ struct Turn {
     __device__ __forceinline__ void wait(int number) {
         while (seen < number) ask(place);
     }
-    /// After this thread's writes so far, and those it knows of.
     __device__ __forceinline__ void hand_on(int number) const {
-        asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(place), "r"(number) : "memory");
+        asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(place), "r"(number) : "memory");
     }
 };
 
@@ -138,7 +137,7 @@ struct Arguments {
     bf16 *dk_UGD, *dv_UGD;
     float *query_sums, *key_sums;
     int* state;
-    int blocks, parts, together, T, Q, G;
+    int blocks, parts, shares, together, tiles, T, Q, G;
     float scale;
 };
 
@@ -277,12 +276,11 @@ __device__ __forceinline__ void load(
     }
 }
 
-/// A tile of sums of shared memory: added to `to` when the turn at `place` has come to `number`, which is then handed on; the first
-/// one, and one that has no place, is written.
+/// A tile of sums: added to `to` when the turn at `place` has come to `number`, which is then handed on; the first one is written.
 struct SumTile {
     u32 place;
     int number;
-    bool hands_on;
+    bool waits, hands_on;
     float* to;
     u32 bytes;
 };
@@ -297,7 +295,8 @@ struct Adder {
     int number = 0;
 
     __device__ __forceinline__ Adder(Shared shared, int* state) : shared(shared), state(state) {}
-    /// Hands the turn on as soon as the tile before is added. (Completion makes the copy engine's writes those of this thread.)
+    /// Hands the turn on as soon as the tile before is added. Sums and turns are only ever touched in the L2 cache, where the copy is
+    /// complete when the wait ends, so that no fence has to stand between them (one would cost 2 to 7 % of the kernel).
     __device__ __forceinline__ void hand_on() {
         if (place == 0) return;
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
@@ -306,7 +305,7 @@ struct Adder {
     }
     __device__ __forceinline__ void add(const SumTile& tile) {
         Turn turn = {nullptr, tile.number};
-        if (tile.number > 0) turn.ask(state + tile.place);
+        if (tile.waits) turn.ask(state + tile.place);
         hand_on();
         barrier_wait(shared.sums_full(n), phase(n));
         turn.wait(tile.number);
@@ -339,13 +338,20 @@ __device__ __forceinline__ void add_sums(const Shared shared, const Arguments& x
             if (left > 0) {
                 tile.place = 1 + (item.work.tile + now.query / queries) * x.Q + now.head;
                 tile.number = item.work.block;
+                tile.waits = tile.number > 0;
                 tile.hands_on = tile.number < item.last_block(now.query);
                 tile.to = x.query_sums + ((u64)now.head * x.T + item.work.query + now.query) * head_size;
                 tile.bytes = min(queries, item.work.queries - now.query) * head_size * 4;
                 now.advance(item);
             } else {
-                const int index = (item.index * x.G + item.group) * x.parts + item.part;
-                tile = {0, 0, false, x.key_sums + (u64)(index * 4 - left) * keys * 64, sum_bytes};
+                // Four tiles of dk and dv, and one turn.
+                const int index = (item.index * x.G + item.group) * x.shares + item.part % x.shares;
+                tile.place = 1 + x.tiles * x.Q + index;
+                tile.number = item.part / x.shares;
+                tile.waits = left == 0 && tile.number > 0;
+                tile.hands_on = left == -3 && item.part + x.shares < x.parts;
+                tile.to = x.key_sums + (u64)(index * 4 - left) * keys * 64;
+                tile.bytes = sum_bytes;
             }
             adder.add(tile);
         }
@@ -541,14 +547,15 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
 extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90_backward(
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
     const __grid_constant__ TensorMap dout, const float* lse_QT, const float* delta_QT, const Work* works, bf16* dk_UGD,
-    bf16* dv_UGD, float* query_sums, float* key_sums, int* state, int blocks, int parts, int together, int T, int Q, int G,
-    float scale) {
+    bf16* dv_UGD, float* query_sums, float* key_sums, int* state, int blocks, int parts, int shares, int together,
+    int tiles, int T, int Q, int G, float scale) {
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     const Shared shared = {shared_address(memory)};
     if (threadIdx.x == 0) shared.start();
     __syncthreads();
-    const Arguments x = {lse_QT, delta_QT, works, dk_UGD, dv_UGD, query_sums, key_sums, state, blocks, parts, together, T, Q, G, scale};
+    const Arguments x = {lse_QT, delta_QT, works, dk_UGD, dv_UGD, query_sums, key_sums, state,
+                         blocks, parts, shares, together, tiles, T, Q, G, scale};
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
         if (threadIdx.x < 32) load(shared, x, q, k, v, dout);
@@ -608,7 +615,7 @@ struct Eight {
 /// item of a group, 32 rows and 64 columns of dk or dv, or the queries whose last keys those are, of one head.
 extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
     const float* query_sums, const float* key_sums, const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, int blocks,
-    int parts, int T, int Q, int G, float scale) {
+    int shares, int T, int Q, int G, float scale) {
     begin_kernel();
     const int index = blockIdx.x % blocks, head = blockIdx.x / blocks;
     const Work work = works[index];
@@ -617,12 +624,12 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
         const int group = (head - Q) / 16, j = (head - Q) / 4 % 4, place = threadIdx.x % 8;
         const int r = (head - Q) % 4 * 32 + threadIdx.x / 8;
         if (first_key + r >= work.keys) return;
-        const float* sums = key_sums + ((((u64)index * G + group) * parts * 4 + j) * keys + r) * 64;
+        const float* sums = key_sums + ((((u64)index * G + group) * shares * 4 + j) * keys + r) * 64;
         bf16* to = (j < 2 ? dk_UGD : dv_UGD) + ((u64)(work.key + first_key + r) * G + group) * head_size + j % 2 * 64 + place * 8;
         const Vector old = load128_once(to);
         Eight sum = {}, next;
 #pragma unroll 4
-        for (int part = 0; part < parts; ++part, sums += 4 * keys * 64) next.read(sums, place, r), sum.add(next);
+        for (int share = 0; share < shares; ++share, sums += 4 * keys * 64) next.read(sums, place, r), sum.add(next);
         store128(to, sum.round(j < 2 ? scale : 1, old));
         return;
     }
