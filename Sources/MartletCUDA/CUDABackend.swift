@@ -44,7 +44,8 @@ package final class CUDABackend: Backend {
         staging = try Staging(device)
         expertsPath = try CUDABackend.expertsPath(capability: device.capability)
         attentionPath = try CUDABackend.attentionPath()
-        name = "\(device.name) (\(computeDType.shortName), experts: \(expertsPath.rawValue))"
+        let role = device.architecture.isText ? " standing in for \(device.architecture.number)" : ""
+        name = "\(device.name)\(role) (\(computeDType.shortName), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
         sideCopies = try SideCopies(device)
@@ -98,8 +99,7 @@ package final class CUDABackend: Backend {
     /// GPU, driver, libraries, and the ways chosen.
     package var description: String {
         let version = device.driverVersion
-        let stands = device.architecture.isText ? "standing in for " : ""
-        return "\(name), \(stands)compute capability \(device.capability / 10).\(device.capability % 10), "
+        return "\(name), compute capability \(device.architecture.number), "
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
             + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))

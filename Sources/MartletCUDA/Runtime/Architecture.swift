@@ -10,6 +10,9 @@ struct Architecture: Hashable, Sendable {
     /// As the compiler calls it: with the architecture's own features on Hopper and Blackwell.
     var name: String { isText ? "compute_\(capability)" : "sm_\(capability)" + (capability >= 90 ? "a" : "") }
 
+    /// "9.0"
+    var number: String { "\(capability / 10).\(capability % 10)" }
+
     /// The 16-bit floats of its tensor cores that ops compute with: before Ampere there is no bfloat16.
     var half: DType { capability >= 80 ? .bfloat16 : .float16 }
 
@@ -32,12 +35,12 @@ struct Architecture: Hashable, Sendable {
     ) throws(MartletError) -> Architecture? {
         guard let name, !name.isEmpty else { return nil }
         // Of Hopper and newer the driver makes code for no other.
-        let known = KernelCatalog.architectures.map(\.capability).filter { $0 < min(capability, 90) }
-        if let wanted = known.first(where: { "\($0 / 10).\($0 % 10)" == name }) {
-            return Architecture(capability: wanted, isText: true)
+        let known = KernelCatalog.architectures.filter { $0.capability < min(capability, 90) }
+        if let wanted = known.first(where: { $0.number == name }) {
+            return Architecture(capability: wanted.capability, isText: true)
         }
         throw MartletError(
             "this GPU cannot stand in for one of compute capability '\(name)'", in: "MARTLET_CAPABILITY",
-            because: "it can for " + known.map { "\($0 / 10).\($0 % 10)" }.joined(separator: ", "), fix: "unset it")
+            because: "it can for " + known.map(\.number).joined(separator: ", "), fix: "unset it")
     }
 }
