@@ -102,8 +102,14 @@ static const unsigned char attention_flash[] = {
 static const unsigned char attention_flash_backward[] = {
 #embed "kernels/attention_flash_backward.cu"
 };
+static const unsigned char attention_sm90[] = {
+#embed "kernels/attention_sm90.cuh"
+};
 static const unsigned char attention_sm90_backward[] = {
 #embed "kernels/attention_sm90_backward.cu"
+};
+static const unsigned char attention_sm90_finish[] = {
+#embed "kernels/attention_sm90_finish.cu"
 };
 static const unsigned char attention_plain[] = {
 #embed "kernels/attention_plain.cu"
@@ -144,7 +150,9 @@ static const MartletKernelSource sources[] = {
     {"flash.cuh", flash, sizeof flash},
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
+    {"attention_sm90.cuh", attention_sm90, sizeof attention_sm90},
     {"attention_sm90_backward.cu", attention_sm90_backward, sizeof attention_sm90_backward},
+    {"attention_sm90_finish.cu", attention_sm90_finish, sizeof attention_sm90_finish},
     {"attention_plain.cu", attention_plain, sizeof attention_plain},
 };
 const MartletKernelSource *const martletKernelSources = sources;

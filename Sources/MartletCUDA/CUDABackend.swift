@@ -12,7 +12,7 @@ package final class CUDABackend: Backend {
     package let fetchesWeightsSlowly = true
     package let keepsLowProducts = true
     /// Whether the same inputs have to give the same bytes.
-    private let wantsOrder: Bool
+    let wantsOrder: Bool
 
     let device: Device
     let blas: BLAS
@@ -86,10 +86,12 @@ package final class CUDABackend: Backend {
         let attention = isSlow ? missingAttention : nil
         return [
             halfRemark(trains: shapes.trains), expertsRemark(on: shapes), flashRemark(on: shapes),
-            attention.map { "attention is computed by our own kernels, about half as fast as cuDNN's: \($0.problem)" },
-            !wantsOrder && shapes.trains && usesHopperBackward(headSize: shapes.headSize)
-                ? "'deterministic: false' changes nothing: heads of \(shapes.headSize) go backward in a fixed order"
-                : nil,
+            attention.map { error in
+                let pass = hasHopperBackward(headSize: shapes.headSize) ? "'s forward pass" : ""
+                return
+                    "attention\(pass) is computed by our own kernels, about half as fast as cuDNN's: \(error.problem)"
+            },
+            orderRemark(on: shapes),
         ].compactMap { $0 }
     }
 
@@ -115,7 +117,7 @@ package final class CUDABackend: Backend {
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
             + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))
-            + (usesHopperBackward(headSize: HopperBackward.headSize)
+            + (hasHopperBackward(headSize: HopperBackward.headSize)
                 ? " (backward by our own kernel where heads have 128)" : "")
     }
 

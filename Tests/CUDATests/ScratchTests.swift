@@ -22,6 +22,7 @@ import Testing
             "flash",
             { FlashScratch(&$0, rows: $1, queryHeads: 4, size: 64, keySumCount: 128 * $1, stateCount: 1 + 32 * $1) }
         ),
+        ("Hopper backward", { HopperBackwardScratch(&$0, rows: $1, queryHeads: 8, tiles: $1, shares: $1 / 64) }),
         (
             "cuDNN",
             {

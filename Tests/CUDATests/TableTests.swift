@@ -61,3 +61,44 @@ import Testing
         #expect(AttentionSchedule.keys(128, queryRows: 64).works(unseen).count == 1, "writes its queries' gradients")
     }
 }
+
+/// How attention's backward pass on Hopper is divided.
+@Suite struct HopperBackwardTests {
+    private func shape(_ spans: [AttentionSpan], heads G: Int = 4, group: Int = 8) -> HopperBackward {
+        let rows = spans.map { $0.queryStart + $0.queryCount }.max() ?? 0
+        return HopperBackward(
+            keyBlocks: AttentionSchedule.keys(128, queryRows: 64).works(spans).count, spans: spans, rows: rows,
+            keyValueHeads: G, group: group, multiprocessors: 132)
+    }
+
+    private func spans(_ count: Int, _ queries: Int, keys: Int? = nil) -> [AttentionSpan] {
+        (0..<count).map {
+            AttentionSpan(
+                queryStart: $0 * queries, queryCount: queries, keyStart: $0 * (keys ?? queries),
+                keyCount: keys ?? queries)
+        }
+    }
+
+    @Test func aHeadIsAnItemWhereItHasStepsEnough() {
+        #expect(shape(spans(1, 4096)).parts == 8 && shape(spans(1, 4096)).together == 16)
+        #expect(shape(spans(1, 16384)).parts == 8 && shape(spans(1, 16384)).together == 4)
+        // Two blocks of the GPU's multiprocessors would not be filled otherwise.
+        #expect(shape(spans(2, 512)).parts == 8)
+        #expect(shape(spans(16, 512)).parts == 1)
+        #expect(shape(spans(1, 16384, keys: 262_144)).parts == 1)
+        #expect(shape(spans(1, 4096), heads: 32, group: 1).shares == 0)
+    }
+
+    /// Parts that share sums of dk and dv do not run side by side, and what they share has room.
+    @Test func sharesHaveRoom() {
+        for (count, rows) in [(1, 1), (1, 1024), (3, 1000), (9, 900), (1, 8192), (64, 1), (1, 16384)] {
+            for (G, group) in [(4, 8), (1, 8), (2, 3), (8, 1)] {
+                let shape = shape(spans(count, rows), heads: G, group: group)
+                #expect((shape.parts * G).isMultiple(of: shape.together) && group.isMultiple(of: shape.parts))
+                #expect(shape.parts == 1 ? shape.shares == 0 : shape.shares * G >= min(shape.together, group * G))
+                let most = HopperBackward.mostShares(rows: count * rows, keyValueHeads: G, multiprocessors: 132)
+                #expect(shape.blocks * shape.shares <= most)
+            }
+        }
+    }
+}

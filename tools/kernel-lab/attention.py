@@ -118,13 +118,13 @@ class Attention:
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         rows = lambda x, heads, box: TensorMap(x, [self.D, heads, x.shape[0]], [64, 1, box])
         maps = rows(self.q, self.Q, 64), rows(self.k, self.G, 128), rows(self.v, self.G, 128), rows(self.dout, self.Q, 64)
-        module = Module("attention_sm90_backward")
+        module, around = Module("attention_sm90_backward"), Module("attention_sm90_finish")
         def launch():
-            module("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
+            around("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
             module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv, sums,
                    key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
-            module("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
+            around("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
                    self.dq, self.dk, self.dv, len(works), shares, self.T, self.Q, self.G, self.scale)
         return launch
 

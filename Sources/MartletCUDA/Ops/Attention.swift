@@ -36,12 +36,13 @@ extension CUDABackend {
         precondition(do_TQD.count == q_TQD.count && dq_TQD.count == q_TQD.count)
         precondition(dk_UGD.count == k_UGD.count && dv_UGD.count == k_UGD.count)
         guard q_TQD.count > 0, call.hasQueries else { return }
-        if hopperAttentionBackward(call, gradients) { return }
+        if prefersHopperBackward(call), hopperAttentionBackward(call, gradients) { return }
         if cudnnAttentionBackward(
             q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, do_TQD, spans, scale: scale, into: dq_TQD, adding: dk_UGD, dv_UGD)
         {
             return
         }
+        if hopperAttentionBackward(call, gradients) { return }
         device.timed("attentionBackward") {
             if flashAttentionBackward(call, gradients) { return }
             plainAttentionBackward(call, gradients)

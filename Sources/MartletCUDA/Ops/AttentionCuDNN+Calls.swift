@@ -6,7 +6,7 @@ final class CuDNNAttention {
     let plans: CuDNNPlans
     /// Whether the same input gives the same bytes.
     let isDeterministic: Bool
-    /// Heads of this size go backward elsewhere.
+    /// Heads of this size go backward elsewhere, unless sequences are long and no order is wanted.
     private let sizeWithoutBackward: Int?
     private let device: Device
     private let tables: SpanTables
@@ -40,7 +40,8 @@ final class CuDNNAttention {
     // MARK: Memory
 
     private func goesBackward(_ shapes: ScratchShapes) -> Bool {
-        shapes.trains && shapes.headSize != sizeWithoutBackward
+        let pays = !isDeterministic && shapes.longest >= HopperBackward.orderCosts
+        return shapes.trains && (pays || shapes.headSize != sizeWithoutBackward)
     }
 
     /// As far as a 32nd of the GPU's memory allows; an eighth where memory is to spare, as little as may be where it is scant.

@@ -10,6 +10,8 @@ internal import MartletCore
 struct HopperBackward {
     static let headSize = 128, keys = 128, queries = 64
     static let sharedBytes = 230_784
+    /// Keys of a sequence from which on sums without an order are faster.
+    static let orderCosts = 16384
     /// Steps of 64 queries that are worth an item of their own, with its share of dk and dv.
     private static let fewestSteps = 8
 
@@ -50,6 +52,11 @@ struct HopperBackward {
     }
 }
 
+extension ScratchShapes {
+    /// Rows of the longest sequence.
+    var longest: Int { sequence > 0 ? sequence : max(keyRows, tokens) }
+}
+
 /// Statistics turned to [Q, T]; sums of dq, and of dk and dv; tickets and turns.
 struct HopperBackwardScratch {
     let lse_QT, delta_QT, querySums_QTD, keySums, state: Tensor
@@ -65,15 +72,29 @@ struct HopperBackwardScratch {
 }
 
 extension CUDABackend {
-    /// Whether the backward pass of heads of this size is made here.
-    func usesHopperBackward(headSize: Int) -> Bool {
+    /// Whether the backward pass of heads of this size can be made here.
+    func hasHopperBackward(headSize: Int) -> Bool {
         attentionPath == .hopper && device.capability == 90 && computeDType == .bfloat16
             && headSize == HopperBackward.headSize
     }
 
+    /// Whether it is. Where no order is wanted, cuDNN's is some 7 % faster for long sequences.
+    func prefersHopperBackward(_ call: AttentionCall) -> Bool {
+        wantsOrder || call.spans.allSatisfy { $0.keyCount < HopperBackward.orderCosts }
+    }
+
+    func orderRemark(on shapes: ScratchShapes) -> String? {
+        guard !wantsOrder, shapes.trains, hasHopperBackward(headSize: shapes.headSize),
+            shapes.longest < HopperBackward.orderCosts
+        else { return nil }
+        return
+            "'deterministic: false' changes nothing below sequences of \(HopperBackward.orderCosts): attention's sums "
+            + "have a fixed order there, and are faster than those without"
+    }
+
     /// For the largest tile, even if every row is a sequence.
     func reserveHopperBackward(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
-        guard shapes.trains, shapes.tokens > 0, usesHopperBackward(headSize: shapes.headSize) else { return }
+        guard shapes.trains, shapes.tokens > 0, hasHopperBackward(headSize: shapes.headSize) else { return }
         let shares = HopperBackward.mostShares(
             rows: shapes.tokens, keyValueHeads: shapes.keyValueHeads, multiprocessors: device.multiprocessorCount)
         _ = HopperBackwardScratch(
@@ -83,7 +104,7 @@ extension CUDABackend {
 
     /// False where another way is taken.
     func hopperAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
-        guard usesHopperBackward(headSize: call.size), call.q_TQD.dtype == .bfloat16 else { return false }
+        guard hasHopperBackward(headSize: call.size), call.q_TQD.dtype == .bfloat16 else { return false }
         let table = attentionTables.table(.keys(HopperBackward.keys, queryRows: HopperBackward.queries), call.spans)
         let shape = HopperBackward(
             keyBlocks: table.count, spans: call.spans, rows: call.rows, keyValueHeads: call.keyValueHeads,
@@ -100,15 +121,12 @@ extension CUDABackend {
         return true
     }
 
-    private func hopperKernel(_ entry: String, sharedBytes: Int = 0) -> Kernel? {
-        device.kernel("attention_sm90_backward.cu", entry, [], sharedBytes: sharedBytes)
-    }
-
     private func hopperDelta(
         _ call: AttentionCall, _ gradients: AttentionGradients, _ temporary: HopperBackwardScratch
     ) {
         device.launch(
-            hopperKernel("attention_sm90_delta"), Grid(ceilDiv(call.rows * call.queryHeads, 16)), block: 256,
+            device.kernel("attention_sm90_finish.cu", "attention_sm90_delta"),
+            Grid(ceilDiv(call.rows * call.queryHeads, 16)), block: 256,
             [
                 .tensor(call.o_TQD), .tensor(gradients.do_TQD), .tensor(call.logSumExp_TQ), .tensor(temporary.lse_QT),
                 .tensor(temporary.delta_QT), .tensor(temporary.state), .int(temporary.state.count), .int(call.rows),
@@ -120,17 +138,18 @@ extension CUDABackend {
         _ call: AttentionCall, _ gradients: AttentionGradients, _ temporary: HopperBackwardScratch,
         _ shape: HopperBackward, _ table: AttentionTables.Table
     ) {
-        func map(_ tensor: Tensor, _ heads: Int, rows: Int) -> KernelArgument {
-            .map(device.tensorMap(tensor, sizes: [call.size, heads, tensor.shape[0]], box: [64, 1, rows]))
+        func map(_ tensor: Tensor, _ heads: Int, of rows: Int, box: Int) -> KernelArgument {
+            .map(device.tensorMap(tensor, sizes: [call.size, heads, rows], box: [64, 1, box]))
         }
         let maps = [
-            map(call.q_TQD, call.queryHeads, rows: HopperBackward.queries),
-            map(call.k_UGD, call.keyValueHeads, rows: HopperBackward.keys),
-            map(call.v_UGD, call.keyValueHeads, rows: HopperBackward.keys),
-            map(gradients.do_TQD, call.queryHeads, rows: HopperBackward.queries),
+            map(call.q_TQD, call.queryHeads, of: call.rows, box: HopperBackward.queries),
+            map(call.k_UGD, call.keyValueHeads, of: call.keyRows, box: HopperBackward.keys),
+            map(call.v_UGD, call.keyValueHeads, of: call.keyRows, box: HopperBackward.keys),
+            map(gradients.do_TQD, call.queryHeads, of: call.rows, box: HopperBackward.queries),
         ]
         device.launch(
-            hopperKernel("attention_sm90_backward", sharedBytes: HopperBackward.sharedBytes),
+            device.kernel(
+                "attention_sm90_backward.cu", "attention_sm90_backward", sharedBytes: HopperBackward.sharedBytes),
             Grid(min(device.multiprocessorCount, shape.blocks * shape.parts)), block: 384,
             maps + [
                 .tensor(temporary.lse_QT), .tensor(temporary.delta_QT), .address(table.address),
@@ -146,7 +165,7 @@ extension CUDABackend {
     ) {
         let heads = call.queryHeads + (shape.shares > 0 ? 16 * call.keyValueHeads : 0)
         device.launch(
-            hopperKernel("attention_sm90_finish"), Grid(table.count * heads), block: 256,
+            device.kernel("attention_sm90_finish.cu", "attention_sm90_finish"), Grid(table.count * heads), block: 256,
             [
                 .tensor(temporary.querySums_QTD), .tensor(temporary.keySums), .address(table.address),
                 .tensor(gradients.dq_TQD), .tensor(gradients.dk_UGD), .tensor(gradients.dv_UGD), .int(table.count),

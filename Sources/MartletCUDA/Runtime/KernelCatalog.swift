@@ -19,7 +19,8 @@ package enum KernelCatalog {
         let sizes = [256, 192, 128, 64], sharedBytes = architecture.sharedBytes
         let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
         let forward = sizes.compactMap { FlashShape(headSize: $0, sharedBytes: sharedBytes) }
-        return (architecture.capability == 90 ? [KernelVariant("attention_sm90_backward.cu")] : [])
+        let hopper = architecture.capability == 90 ? ["backward", "finish"] : []
+        return hopper.map { KernelVariant("attention_sm90_\($0).cu") }
             + backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
             + forward.map { KernelVariant("attention_flash.cu", $0.defines) }
             + halves.flatMap { half in

@@ -79,6 +79,7 @@ extension Parity {
             spans: [AttentionSpan(queryStart: 0, queryCount: 512, keyStart: 0, keyCount: 512)]),
         .attention(seed: 5, t: 194, u: 450, q: 4, g: 4, d: 128, spans: spans(128, before: 256, 65)),
         .attention(seed: 8, t: 288, u: 714, q: 8, g: 2, d: 64, spans: lateSpans),
+        .attention(seed: 10, t: 288, u: 714, q: 8, g: 1, d: 128, spans: lateSpans),
         .attention(seed: 9, t: 140, u: 16740, q: 2, g: 1, d: 64, spans: spans(97, before: 16600, 42)),
     ]
 

@@ -1,0 +1,190 @@
+// The words of attention's backward pass on Hopper (attention_sm90_backward.cu): how an item of work is named, what stands where in
+// shared memory, and the five products. Heads have 128 numbers.
+#pragma once
+#include "flash.cuh"
+#include "sm90.cuh"
+
+constexpr int head_size = 128;
+constexpr int keys = 128;
+constexpr int queries = 64;
+/// 64 columns of a tile; all boxes of the tensor copies are so wide.
+constexpr int key_box = keys * 128;
+constexpr int query_box = queries * 128;
+
+// MARK: Shared memory
+
+constexpr int k_at = 0;
+constexpr int v_at = k_at + 2 * key_box;
+/// Queries and their gradients, of two steps.
+constexpr int stages_at = v_at + 2 * key_box;
+constexpr int stage_bytes = 4 * query_box;
+/// dS [queries, keys]: two, so that a warpgroup may be a step ahead.
+constexpr int scores_at = stages_at + 2 * stage_bytes;
+constexpr int score_bytes = queries * keys * 2;
+/// dq [queries, 128] in float: two.
+constexpr int sums_at = scores_at + 2 * score_bytes;
+constexpr int sum_bytes = queries * head_size * 4;
+/// lse and delta of a stage's queries.
+constexpr int statistics_at = sums_at + 2 * sum_bytes;
+constexpr int statistic_bytes = 2 * queries * 4;
+constexpr int items_at = statistics_at + 2 * statistic_bytes;
+constexpr int item_bytes = 64;
+constexpr int barriers_at = items_at + 2 * item_bytes;
+static_assert(barriers_at + 14 * 8 <= 230784, "the launch's dynamic shared memory");
+
+/// Places and barriers in shared memory; `i` counts a block's items, steps or tiles of sums from its start.
+struct Shared {
+    u32 base;
+
+    __device__ __forceinline__ u32 stage(u32 i) const { return base + stages_at + i % 2 * stage_bytes; }
+    __device__ __forceinline__ u32 statistics(u32 i) const { return base + statistics_at + i % 2 * statistic_bytes; }
+    __device__ __forceinline__ u32 scores(u32 i) const { return base + scores_at + i % 2 * score_bytes; }
+    __device__ __forceinline__ u32 sums(u32 i) const { return base + sums_at + i % 2 * sum_bytes; }
+    __device__ __forceinline__ u32 item(u32 i) const { return base + items_at + i % 2 * item_bytes; }
+    __device__ __forceinline__ u32 barrier(int i) const { return base + barriers_at + 8 * i; }
+    __device__ __forceinline__ u32 stage_full(u32 i) const { return barrier(i % 2); }
+    __device__ __forceinline__ u32 stage_empty(u32 i) const { return barrier(2 + i % 2); }
+    __device__ __forceinline__ u32 sums_full(u32 i) const { return barrier(4 + i % 2); }
+    __device__ __forceinline__ u32 sums_empty(u32 i) const { return barrier(6 + i % 2); }
+    __device__ __forceinline__ u32 item_full(u32 i) const { return barrier(8 + i % 2); }
+    __device__ __forceinline__ u32 item_empty(u32 i) const { return barrier(10 + i % 2); }
+    __device__ __forceinline__ u32 keys_full() const { return barrier(12); }
+    __device__ __forceinline__ u32 keys_empty() const { return barrier(13); }
+
+    __device__ __forceinline__ void start() const {
+        for (int i = 0; i < 2; ++i) {
+            barrier_init(stage_full(i), 33), barrier_init(stage_empty(i), 2);
+            barrier_init(sums_full(i), 8), barrier_init(sums_empty(i), 1);
+            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 9);
+        }
+        barrier_init(keys_full(), 1), barrier_init(keys_empty(), 2);
+        barrier_init_fence();
+    }
+};
+/// The parity of the barrier of the `i`th of what has two places; who waits for the place to be empty waits for the other one.
+__device__ __forceinline__ u32 phase(u32 i) { return i / 2 % 2; }
+
+
+// MARK: Work
+
+/// What the kernel is called with.
+struct Arguments {
+    const float *lse_QT, *delta_QT;
+    const Work* works;
+    bf16 *dk_UGD, *dv_UGD;
+    float *query_sums, *key_sums;
+    int* state;
+    int blocks, parts, shares, together, tiles, T, Q, G;
+    float scale;
+};
+
+/// An item of work: 128 keys of a span, a group of heads, and a part of those.
+struct Item {
+    Work work;
+    int part, group, index, first_key;
+    /// First queries of the first and last query block that see these keys.
+    int first, last;
+    /// Query i of the span sees the keys up to past + i.
+    int past;
+
+    /// For the block, by a whole warp: which one the `ticket`th is. Parts of groups run side by side, `together` of them.
+    static __device__ __forceinline__ void publish(u32 place, int ticket, const Arguments& x) {
+        const int lane = lane_id(), unit = ticket / (x.blocks * x.together) * x.together + ticket % x.together;
+        const int index = ticket / x.together % x.blocks;
+        int word = lane == 8 ? unit / x.G : lane == 9 ? unit % x.G : index;
+        if (lane < 8) word = ((const int*)(x.works + index))[lane];
+        if (lane == 1 && ticket >= x.blocks * x.parts * x.G) word = 0;
+        if (lane < 11) store_shared32(place + 4 * lane, word);
+    }
+    /// False behind the last one.
+    __device__ __forceinline__ bool take(u32 place) {
+        const auto word = [=](int i) { return (int)load_shared32(place + 4 * i); };
+        work.query = word(0), work.queries = word(1), work.key = word(2), work.keys = word(3);
+        work.block = word(4), work.tile = word(5);
+        part = word(8), group = word(9), index = word(10);
+        past = work.keys - work.queries;
+        first_key = work.block * keys;
+        first = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries;
+        last = (work.queries - 1) / queries * queries;
+        return work.queries > 0;
+    }
+    __device__ __forceinline__ int heads(const Arguments& x) const { return x.Q / x.G / x.parts; }
+    __device__ __forceinline__ int steps(const Arguments& x) const { return heads(x) * ((last - first) / queries + 1); }
+    /// The last key block that the queries from `query` on see: the last to add to their dq.
+    __device__ __forceinline__ int last_block(int query) const {
+        return max(0, past + min(query + queries, work.queries) - 1) / keys;
+    }
+};
+
+/// A step: a head, and the first query of a block in the span. Queries go downwards, then heads upwards.
+struct Step {
+    int head, query;
+
+    __device__ __forceinline__ Step(const Item& item, const Arguments& x)
+        : head((item.group * x.parts + item.part) * item.heads(x)), query(item.last) {}
+    __device__ __forceinline__ void advance(const Item& item) {
+        query -= queries;
+        if (query < item.first) {
+            query = item.last;
+            ++head;
+        }
+    }
+};
+
+// MARK: Products
+
+#define PLACES(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define PLACES_16(i) PLACES(i), PLACES(i + 4), PLACES(i + 8), PLACES(i + 12)
+#define NAMES_32 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_64 \
+    NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+/// d[64 x 64] (+)= a[64 x 16] b[16 x 64]; a has K inside, b has N inside if `b_transposed`.
+template <bool b_transposed, bool accumulates> __device__ __forceinline__ void multiply(float (&d)[32], u64 a, u64 b) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32 "}, %32, %33, p, 1, 1, 0, %35;\n}"
+                 : PLACES_16(0), PLACES_16(16)
+                 : "l"(a), "l"(b), "n"(accumulates ? 1 : 0), "n"(b_transposed ? 1 : 0));
+}
+/// d[64 x 128] += a[64 x 16] b[16 x 128]; a stands in registers, b has N inside.
+__device__ __forceinline__ void multiply(float (&d)[64], const u32* a, u64 b) {
+    asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_64 "}, "
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
+                 : PLACES_16(0), PLACES_16(16), PLACES_16(32), PLACES_16(48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+/// Keeps the compiler from moving what reads or writes accumulators across this place.
+template <int count> __device__ __forceinline__ void hold(float (&d)[count]) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/// d = rows of keys times queries^T: S^T or dP^T of 64 keys.
+__device__ __forceinline__ void multiply_scores(float (&d)[32], u64 rows, u64 columns) {
+    multiply<false, false>(d, rows, columns);
+#pragma unroll
+    for (int i = 1; i < 8; ++i) {
+        const int half = i / 4, step = i % 4 * (32 >> 4);
+        multiply<false, true>(d, rows + half * (key_box >> 4) + step, columns + half * (query_box >> 4) + step);
+    }
+    wgmma_commit();
+}
+/// d += P^T do or dS^T q.
+__device__ __forceinline__ void multiply_keys(float (&d)[64], const u32 (&scores)[16], u64 rows) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) multiply(d, scores + 4 * i, rows + i * (2048 >> 4));
+    wgmma_commit();
+}
+/// d = dS k, 64 columns of it.
+__device__ __forceinline__ void multiply_queries(float (&d)[32], u64 scores, u64 rows) {
+    multiply<true, false>(d, scores, rows);
+#pragma unroll
+    for (int i = 1; i < 8; ++i) {
+        multiply<true, true>(d, scores + i / 4 * (query_box >> 4) + i % 4 * (32 >> 4), rows + i * (2048 >> 4));
+    }
+    wgmma_commit();
+}
