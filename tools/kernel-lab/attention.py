@@ -1,5 +1,5 @@
 """The attention kernels against float64 (`python3 attention.py check`) and beside torch's own (`python3 attention.py bench`).
-The tables are those of Sources/MartletCUDA/Ops/AttentionFlash.swift."""
+The tables are those of Sources/MartletCUDA/Ops/AttentionFlash.swift; of AttentionHopper.swift but for short sequences (parts=1)."""
 import os, sys
 import torch
 from lab import Module, TensorMap, bf16
@@ -61,7 +61,7 @@ class Attention:
                    table, self.Q, self.G, self.scale, shared=shared)
         return launch
 
-    def key_blocks(self, keys, queries, parts, together):
+    def key_blocks(self, keys, queries, parts, together, least=1):
         """The schedule of a backward pass: key blocks longest first, tiles of queries, parts of a group, parts side by side."""
         works, tiles = [], 0
         for s in self.spans:
@@ -79,7 +79,7 @@ class Attention:
             while splits and items * parts < 16 * processors and group % (2 * parts) == 0: parts *= 2
         units = parts * self.G
         fills = lambda n: units % n == 0 and n * len(works) >= 2 * processors
-        together = together or next(filter(fills, range(1, units + 1)), units)
+        together = together or next(filter(fills, range(min(least, units), units + 1)), units)
         return works, tiles, parts, together
 
     def flash_backward(self, parts=None, together=None, **shape):
@@ -105,7 +105,7 @@ class Attention:
 
     def hopper_backward(self, parts=None, together=None, shares=None):
         parts = parts or self.Q // self.G
-        works, tiles, parts, together = self.key_blocks(128, 64, parts, together)
+        works, tiles, parts, together = self.key_blocks(128, 64, parts, together, least=4)
         # Parts that run side by side have sums of dk and dv of their own.
         shares = shares or min(parts, ceil_div(together, self.G))
         table, items = self.table(works), len(works) * self.G
@@ -301,6 +301,7 @@ def bench(names, variants):
             show("torch " + r + " backward", lambda: rival(a, r)[1], 2.5)
         show("ours", a.flash, 1)
         show("ours backward", a.flash_backward, 2.5)
+        if D == 128: show("ours backward on Hopper", a.hopper_backward, 2.5)
         for kind, options in variants.get(name, []):
             show(f"{kind} {options}", lambda: getattr(a, kind)(**options), 1 if kind == "flash" else 2.5)
 
