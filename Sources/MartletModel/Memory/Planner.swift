@@ -171,9 +171,7 @@ private struct Room {
         if fits(plan) { return plan }
         // All the way down first: then of as few layers as suffice. An update hides behind the forward pass; attention's
         // backward pass in parts does not (a third longer at 4096 tokens).
-        if hostLimit > 0, planner.settings.method == .lora {
-            (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
-        }
+        if hostLimit > 0 { (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers) }
         if !fits(plan) { plan.room = .scant }
         // Small tiles cost more than making outputs again.
         if !plan.outputsOut { halve(downTo: Room.smallestTile) }
@@ -190,7 +188,7 @@ private struct Room {
         plan.room = .scant
         guard hostLimit > 0 else { return plan }
         plan.hiddenOut = true
-        if planner.settings.method == .lora { (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers) }
+        (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
         return plan
     }
 
