@@ -49,10 +49,9 @@ extension CUDABackend {
         let layouts: [(inout Scratch) -> Void] = [
             { _ = FiniteScratch(&$0) },
             {
-                // A trained router's weight is float32, and is converted.
                 _ = LinearScratch(
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
-                    drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
+                    drops: shapes.dropsOut, self.computeDType)
             },
             {
                 guard self.device.capability == 90, self.computeDType == .bfloat16 else { return }

@@ -10,7 +10,7 @@ import Testing
         ("finite", { scratch, _ in FiniteScratch(&scratch) }),
         (
             "linear",
-            { LinearScratch(&$0, rows: $1, width: 13, rank: 3, drops: true, convertedCount: 65, .bfloat16) }
+            { LinearScratch(&$0, rows: $1, width: 13, rank: 3, drops: true, .bfloat16) }
         ),
         ("norm", { NormScratch(&$0, rows: $1, width: 49) }),
         ("rotate", { RotateScratch(&$0, tokens: $1, heads: 3, size: 10) }),

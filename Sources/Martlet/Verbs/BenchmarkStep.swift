@@ -2,7 +2,7 @@ internal import MartletCUDA
 internal import MartletCore
 internal import MartletModel
 
-/// Whole LoRA steps: forward, backward and AdamW on random tokens, as a trainer does them.
+/// Whole steps: forward, backward and AdamW on random tokens, as a trainer does them.
 public struct StepBenchmark: Sendable, CustomStringConvertible {
     /// What to run.
     public struct Settings: Sendable {
@@ -20,7 +20,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var sequenceLength = 0
         /// Tokens of the step.
         public var tokenCount = 1024
-        /// Rank of the adapter on every projection and expert.
+        /// Train an adapter on every projection and expert, or every weight.
+        public var method = Recipe.Method.lora
+        /// Rank of that adapter.
         public var rank = 16
         /// What the optimizer keeps its moments in.
         public var optim = Recipe.OptimizerType.adamw
@@ -101,7 +103,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
 
     /// How the operations of a step are counted; recomputation is not, as is usual for MFU.
     public static let formula =
-        "T x (4 N_active + 6 N_lora) + 7 L Q D x the sum of S^2 over sequences; N_active: matrix weights a token meets, without the embedding"
+        "T x (4 N_frozen + 6 N_trained) + 7 L Q D x the sum of S^2 over sequences; N: matrix weights a token meets, without the embedding"
 
     /// Runs the steps.
     public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
@@ -118,7 +120,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let backend = try settings.compute.makeBackend()
         let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
-        var modelSettings = ModelSettings(.lora, adapter: lora)
+        var modelSettings =
+            settings.method == .full ? ModelSettings(.full) : ModelSettings(.lora, adapter: lora)
         modelSettings.quantizesMoments = settings.optim == .adamw8Bit
         let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
@@ -136,7 +139,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
             tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count },
             stepSeconds: [],
-            losses: [], flops: c.stepFlops(step, rank: settings.rank), peakGigaflops: 0,
+            losses: [], flops: c.stepFlops(step, rank: modelSettings.adapter?.rank), peakGigaflops: 0,
             plannedByteCount: planned, hostByteCount: table.hostByteCount, memory: table.lines,
             processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice:
@@ -294,19 +297,19 @@ extension ModelConfiguration {
             isSparse: [Bool](repeating: true, count: layers))
     }
 
-    /// Operations of a LoRA step, as ``StepBenchmark/formula`` says.
-    fileprivate func stepFlops(_ step: PackedStep, rank: Int) -> Double {
-        var active = 0.0, low = 0.0
+    /// Operations of a step, as ``StepBenchmark/formula`` says; with adapters of a rank, or with every weight trained.
+    fileprivate func stepFlops(_ step: PackedStep, rank: Int?) -> Double {
+        var base = 0.0, low = 0.0
         for weight in weights where !weight.isNorm && (weight != .embedding || tiesEmbeddings) {
             let shape = shape(of: weight), share = weight.isExperts ? Double(experts?.expertsPerToken ?? 0) : 1
-            active += Double(shape[-1] * shape[-2]) * share
-            if weight.isAdaptable { low += Double(rank * (shape[-1] + shape[-2])) * share }
+            base += Double(shape[-1] * shape[-2]) * share
+            if weight.isAdaptable { low += Double((rank ?? 0) * (shape[-1] + shape[-2])) * share }
         }
         let T = Double(step.tokenCount)
         let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) {
             $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0))
         }
         let attention = 7 * Double(layerCount) * squares * Double(queryHeadCount * headSize)
-        return T * (4 * active + 6 * low) + attention
+        return T * ((rank == nil ? 6 : 4) * base + 6 * low) + attention
     }
 }

@@ -25,15 +25,15 @@ struct Golden {
 
     private var isCoarse: Bool { backend.computeDType == .bfloat16 }
 
-    /// The model alone, and packed; then with its adapter, and in float32 with all weights trained: gradients and five steps of
-    /// AdamW; the routers' auxiliary loss and gradients.
+    /// The model alone, and packed; then with its adapter, and with all weights trained: gradients and five steps of AdamW; the
+    /// routers' auxiliary loss and gradients.
     func distances() throws(MartletError) -> [Distance] {
         let plain = try model(ModelSettings(.inference), tile: 5)
         return [
             logits("logits", try plain.logits(step()), try floats("forward.logits")),
             try loss("loss", plain.evaluate(step()).loss, "forward.loss"),
             logits("packed", try plain.logits(packed()), try floats("packed.logits")),
-        ] + (try adapted()) + (isCoarse ? [] : try whole()) + (try routers())
+        ] + (try adapted()) + (try whole()) + (try routers())
     }
 
     private func adapted() throws(MartletError) -> [Distance] {
@@ -60,19 +60,22 @@ struct Golden {
         return found
     }
 
-    /// Every weight trained, the routers' too. Not in bfloat16, where no run trains them.
+    /// Every weight trained, the routers' too. Of bfloat16 what comes before choices of experts and signs may differ.
     private func whole() throws(MartletError) -> [Distance] {
         var settings = ModelSettings(.full)
         settings.trainsRouter = checkpoint.configuration.experts != nil
         let model = try model(settings, tile: 7)
         _ = try model.trainStep(step(), index: 0)
         let gradients = try parts(model.parameters, model, "grad.") { $0.gradient }
-        let losses = try losses("losses of 5 steps of all", model, "train.losses")
-        let values = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
-        return [
-            Distance(name: "all gradients", value: gradients, bound: 1e-4), losses,
-            Distance(name: "some weights after these", value: values, bound: 1e-3),
-        ]
+        var found = [Distance(name: "all gradients", value: gradients, bound: isCoarse ? 0.05 : 1e-4)]
+        if !isCoarse || checkpoint.configuration.experts == nil {
+            found.append(try losses("losses of 5 steps of all", model, "train.losses"))
+        }
+        if !isCoarse {
+            let values = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
+            found.append(Distance(name: "some weights after these", value: values, bound: 1e-3))
+        }
+        return found
     }
 
     private func losses(_ name: String, _ model: Model, _ key: String) throws(MartletError) -> Distance {

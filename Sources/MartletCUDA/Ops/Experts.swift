@@ -66,7 +66,7 @@ extension CUDABackend {
     private func expertsPath(_ experts: Experts, _ size: ExpertsSize) -> ExpertsPath {
         expertsPath(
             size, dropsOut: experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil,
-            trainsWeights: experts.dgateUp_EFH != nil || experts.gateUp_EFH.dtype != computeDType)
+            trainsWeights: experts.dgateUp_EFH != nil)
     }
 
     /// The path that experts take: the chosen one where it can compute them, else the loop.

@@ -131,7 +131,8 @@ package struct Planner {
             in: "the memory plan", because: rows.joined(separator: ", "),
             fix: tokens > 0
                 ? "use at most \(tokens) tokens a step (max_length x batch x accumulation), or \(raise)"
-                : "even one token does not fit: \(raise), lower lora_r, write 'optim: adamw_8bit', or use a smaller model"
+                : "even one token does not fit: \(raise), \(settings.method == .full ? "write 'method: lora'" : "lower lora_r"), "
+                    + "write 'optim: adamw_8bit', or use a smaller model"
         )
     }
 }
