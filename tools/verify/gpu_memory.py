@@ -57,18 +57,18 @@ class Runs:
         return None if run.returncode else json.loads(run.stdout)
 
     def tightest(self):
-        """The smallest limit in MiB under which weights stay on the GPU and all of `OUT` has left, and its plan."""
+        """A limit in MiB, within 4 of the smallest, under which weights stay on the GPU and all of `OUT` has left, and its plan."""
         everything = self.plan()
         low, high = everything["process_bytes"] >> 20, everything["process_bytes"] + everything["arena_bytes"] >> 20
 
         def stays(plan):
             return plan and any("stay decoded" in choice for choice in plan["choices"])
 
-        while high - low > 1:
+        while high - low > 4:
             middle = (low + high) // 2
             low, high = (low, middle) if stays(self.plan(middle)) else (middle, high)
         # What waits in host memory has two places on the device: with a little less, outputs would be made again instead.
-        for limit in range(high, high + 32):
+        for limit in range(high, high + 40, 4):
             plan = self.plan(limit)
             if stays(plan) and not missing(plan):
                 break
