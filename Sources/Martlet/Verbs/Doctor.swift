@@ -36,7 +36,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
         if !attention.isEmpty { onGPU.append { gpuInAnyOrder(attention) } }
         var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
         general += arithmetic + [fullGradients, adapterGradients]
-        var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients] : [])
+        var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients, gpuPlaces] : [])
         if !ops.isEmpty { (general, gpuChecks) = (arithmetic, [gpu] + (hasGPU ? onGPU : [])) }
         for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
@@ -188,6 +188,13 @@ public struct Doctor: Sendable, CustomStringConvertible {
         return examine(name, advice: gpuAdvice) { () throws(MartletError) in
             try Patient(backend: try CUDABackend(computeDType: .float32)).gradientVerdict(
                 ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
+        }
+    }
+
+    private static func gpuPlaces() -> Check {
+        examine("training on the GPU with all that can wait in host memory there", advice: gpuAdvice) {
+            () throws(MartletError) in
+            try Patient(backend: try CUDABackend()).placesVerdict()
         }
     }
 
