@@ -2,7 +2,7 @@
 # compute-sanitizer over our own kernels, op by op: memory errors, races in shared memory, wrong barriers. Needs a GPU.
 #
 #   tools/verify/sanitize.sh [MARTLET] [OP...]        default: .build/release/martlet, every op
-#   JOBS=8 LIMIT=300 TOOLS="memcheck racecheck synccheck" SANITIZER=compute-sanitizer
+#   JOBS=8 LIMIT=300 TOOLS="memcheck synccheck racecheck" SANITIZER=compute-sanitizer
 #
 # `martlet doctor --gpu --only OP` runs each op's cases, forward and backward, in every way that the op can be computed. Kernels of
 # NVIDIA's libraries are not looked at. A line an op, way and tool; exit status 1 if anything was found or did not finish in LIMIT
@@ -16,8 +16,10 @@ sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls /usr/local/cuda/bin/
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export MARTLET_CACHE=${MARTLET_CACHE:-$work/cache} LIMIT=${LIMIT:-300} martlet sanitizer work
-kernels=$(sed -n 's/^extern "C" __global__.* \([a-z_0-9]*\)(.*/\1/p' "$repo"/Sources/CMartletKernels/kernels/*.cu | sort -u | paste -sd '|')
-export ours="regex=^($kernels)\$"
+kernels=$(sed -n 's/^extern "C" __global__.* \([a-z_0-9]*\)(.*/\1/p' "$repo"/Sources/CMartletKernels/kernels/*.cu)
+[ "$(echo "$kernels" | wc -l)" = "$(grep -h '^extern "C" __global__' "$repo"/Sources/CMartletKernels/kernels/*.cu | wc -l)" ] ||
+    { echo "sanitize.sh: a kernel's name does not stand in the line of its __global__" >&2; exit 2; }
+export ours="regex=^($(echo "$kernels" | sort -u | paste -sd '|'))\$"
 
 # op attention experts: cuDNN, which other ops do not need, is loaded for none.
 ways() {
@@ -59,7 +61,7 @@ done
 [ -s "$work/ways" ] || { echo "sanitize.sh: no such op, or no GPU" >&2; exit 2; }
 xargs -P "${JOBS:-8}" -L 1 bash -c 'examine none "$@"' _ <"$work/ways"
 n=0
-while read -r way; do
-    for tool in ${TOOLS:-memcheck racecheck synccheck}; do n=$((n + 1)); echo "$tool $way $n"; done
-done <"$work/ways" | xargs -P "${JOBS:-8}" -L 1 bash -c 'examine "$@"' _
+for tool in ${TOOLS:-memcheck synccheck racecheck}; do
+    while read -r way; do n=$((n + 1)); echo "$tool $way $n"; done <"$work/ways"
+done | xargs -P "${JOBS:-8}" -L 1 bash -c 'examine "$@"' _
 [ ! -e "$work/broken" ] && echo "all sound" || { echo "$(wc -l <"$work/broken") BROKEN" >&2; exit 1; }
