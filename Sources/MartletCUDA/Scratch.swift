@@ -49,9 +49,10 @@ extension CUDABackend {
         let layouts: [(inout Scratch) -> Void] = [
             { _ = FiniteScratch(&$0) },
             {
+                // In float16 a trained router's weight is float32, and is converted.
                 _ = LinearScratch(
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
-                    drops: shapes.dropsOut, self.computeDType)
+                    drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)
             },
             {
                 guard self.device.capability == 90, self.computeDType == .bfloat16 else { return }

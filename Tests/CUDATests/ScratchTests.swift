@@ -10,13 +10,13 @@ import Testing
         ("finite", { scratch, _ in FiniteScratch(&scratch) }),
         (
             "linear",
-            { LinearScratch(&$0, rows: $1, width: 13, rank: 3, drops: true, .bfloat16) }
+            { LinearScratch(&$0, rows: $1, width: 13, rank: 3, drops: true, convertedCount: 65, .bfloat16) }
         ),
         ("norm", { NormScratch(&$0, rows: $1, width: 49) }),
         ("rotate", { RotateScratch(&$0, tokens: $1, heads: 3, size: 10) }),
         ("router", { RouterScratch(&$0, rows: 2 * $1) }),
         ("loss", { CrossEntropyScratch(&$0, rows: $1, vocabulary: 151_937, room: .usual, .float32) }),
-        ("grouped experts", { GroupedScratch(&$0, size(rows: $1)) }),
+        ("grouped experts", { GroupedScratch(&$0, size(rows: $1), .float16) }),
         ("experts in a loop", { LoopScratch(&$0, size(rows: $1), .bfloat16, dropsOut: true) }),
         (
             "flash",

@@ -5,8 +5,9 @@
 #
 # float32 is held against the committed goldens. For bfloat16 goldens are made (into GOLDENS, default .goldens, which git ignores)
 # whose routers choose by a wide margin, so that rounding changes no choice: every committed case, and wider ones that take the tensor
-# cores' kernels. Making them needs a Python with tools/goldens/requirements.txt (JUDGE, default .local/judge/bin/python); without it
-# those that are there are examined, and only float32 if there are none. All at once, JOBS at a time; then `gpu_training.py`.
+# cores' kernels; float16 too, by letting the GPU stand in for one of compute capability 7.5. Making them needs a Python with
+# tools/goldens/requirements.txt (JUDGE, default .local/judge/bin/python); without it those that are there are examined, and only
+# float32 if there are none. All at once, JOBS at a time; then `gpu_training.py`.
 set -eu
 martlet=$(realpath "${1:-$(dirname "$0")/../../.build/release/martlet}")
 cd "$(dirname "$0")/../.."
@@ -22,11 +23,10 @@ make_goldens() { # NAME OPTIONS...
     [ -e "$folder/MANIFEST.json" ] || "$judge" tools/goldens/model.py --router-margin 0.05 --out "$folder" "$@"
 }
 
-examine() { # DEVICE GOLDENS EXPERTS ATTENTION
-    name="$2 on $1, experts: $3, attention: $4"
-    if ! MARTLET_MOE_BACKEND=$3 MARTLET_ATTENTION=$4 "$martlet" doctor --goldens "$2" --device "$1" >"$work/$$" 2>&1; then
-        echo "$name" >>"$work/broken"
-    fi
+examine() { # DEVICE GOLDENS EXPERTS ATTENTION [CAPABILITY]
+    name="$2 on $1, experts: $3, attention: $4${5:+, as compute capability $5}"
+    MARTLET_MOE_BACKEND=$3 MARTLET_ATTENTION=$4 MARTLET_CAPABILITY=${5:-} "$martlet" doctor --goldens "$2" --device "$1" \
+        >"$work/$$" 2>&1 || echo "$name" >>"$work/broken"
     { echo "== $name"; cat "$work/$$"; } >"$work/$$.told"
     cat "$work/$$.told"
 }
@@ -45,10 +45,10 @@ fi
     echo "${DEVICE:-cuda-fp32} Tests/ModelTests/ModelGoldens auto auto"
     for manifest in "$goldens"/*/MANIFEST.json; do
         [ -e "$manifest" ] || continue
-        for way in "auto auto" "portable flash" "loop plain"; do echo "${DEVICE:-cuda} $(dirname "$manifest") $way"; done
+        for way in "auto auto" "portable flash" "loop plain" "auto auto 7.5"; do echo "${DEVICE:-cuda} $(dirname "$manifest") $way"; done
     done
 } >"$work/list"
 [ "$(wc -l <"$work/list")" -gt 1 ] || echo "no goldens for bfloat16: $judge has no transformers and peft (tools/goldens/requirements.txt)"
 xargs -P "${JOBS:-4}" -L 1 bash -c 'examine "$@"' _ <"$work/list"
-python3 tools/verify/gpu_training.py --martlet "$martlet" --devices "${DEVICE:-cuda-fp32,cuda}" || echo "gpu_training.py" >>"$work/broken"
+python3 tools/verify/gpu_training.py --martlet "$martlet" --devices "${DEVICE:-cuda-fp32,cuda,cuda@7.5}" || echo "gpu_training.py" >>"$work/broken"
 [ ! -e "$work/broken" ] && echo "all sound" || { echo "BROKEN:" >&2; cat "$work/broken" >&2; exit 1; }

@@ -1,20 +1,22 @@
 package import MartletCore
 
 /// Temporaries of a projection: the adapter's factors [A, I] and [O, A] and the skinny products [T, A], all in the compute
-/// dtype; x with dropout [T, I] and its gradient.
+/// dtype; x with dropout [T, I] and its gradient; in float16 a trained router's weight [E, H].
 struct LinearScratch {
     let a: Tensor
     let b: Tensor
     let p: Tensor
     let q: Tensor
     let dropped: Tensor
+    let weight: Tensor
 
-    init(_ scratch: inout Scratch, rows: Int, width: Int, rank: Int, drops: Bool, _ dtype: DType) {
+    init(_ scratch: inout Scratch, rows: Int, width: Int, rank: Int, drops: Bool, convertedCount: Int, _ dtype: DType) {
         a = scratch.take([rank * width], dtype)
         b = scratch.take([rank * width], dtype)
         p = scratch.take([rows * rank], dtype)
         q = scratch.take([rows * rank], dtype)
         dropped = scratch.take([drops ? rows * width : 0], dtype)
+        weight = scratch.take([convertedCount], dtype)
     }
 }
 
@@ -131,9 +133,11 @@ private struct LinearCall {
     init(_ backend: CUDABackend, _ x_TI: Tensor, _ layer: Linear, firstRow: Int) {
         let O = layer.weight_OI.shape[0], I = layer.weight_OI.shape[1], dtype = backend.computeDType
         let rank = layer.adapter?.a.shape[0] ?? 0, T = x_TI.count / max(1, I)
+        let isConverted = layer.weight_OI.dtype != dtype
         var layout = backend.scratch()
         let scratch = LinearScratch(
-            &layout, rows: T, width: max(O, I), rank: rank, drops: layer.adapter?.dropout != nil, dtype)
+            &layout, rows: T, width: max(O, I), rank: rank, drops: layer.adapter?.dropout != nil,
+            convertedCount: isConverted ? O * I : 0, dtype)
         self.backend = backend
         self.T = T
         self.firstRow = firstRow
@@ -144,7 +148,7 @@ private struct LinearCall {
             backend.convert(tensor, into: place)
             return place
         }
-        weight_OI = layer.weight_OI
+        weight_OI = isConverted ? computed(layer.weight_OI, scratch.weight.reshaped([O, I])) : layer.weight_OI
         factors = layer.adapter.map { adapter in
             Factors(
                 a_AI: computed(adapter.a, scratch.a.reshaped([rank, I])),

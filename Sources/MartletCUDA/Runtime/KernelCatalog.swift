@@ -6,8 +6,7 @@ package import MartletCore
 /// Constants are those of a common model (H 2048, F 768, E 128, K 8, D 128, ranks 16 and 64), and odd ones where a kernel
 /// has a slow path for them. Where an op chooses constants by architecture or width, its own rule is asked.
 package enum KernelCatalog {
-    /// No kernel is meant for 75 (Turing): its tensor cores have no bfloat16, and `Device` refuses it.
-    static let architectures = [80, 86, 89, 90, 100, 120].map(Architecture.init)
+    static let architectures = [75, 80, 86, 89, 90, 100, 120].map { Architecture(capability: $0) }
 
     static func variants(for architecture: Architecture) -> [KernelVariant] {
         // The slow ones first, so that no processor is left with one at the end.

@@ -21,6 +21,12 @@ package struct Planner {
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int, hostLimit: Int = 0
     ) throws(MartletError) -> ExecutionPlan {
+        guard settings.method != .full || backend.computeDType != .float16 else {
+            throw MartletError(
+                "this device cannot train whole weights", in: backend.name,
+                because: "it computes in float16, and weights are kept as bfloat16 and what is missing to float32",
+                fix: "write 'method: lora', or 'device: cpu'")
+        }
         var start = ExecutionPlan(
             stepTokens: stepTokens, tileTokens: tileTokens ?? backend.preferredTileTokens, maximumLength: maximumLength)
         start.logitRows = logitRows
