@@ -23,6 +23,10 @@ package final class CUDABackend: Backend {
     let tables: TensorTables
     let attentionTables: AttentionTables
     let sideCopies: SideCopies
+    let tiles = Tiles()
+    let tunesTiles: Bool
+    /// How the tiles in force were found; nil where no kernel with a choice is worth it.
+    package internal(set) var tileReport: TileReport?
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = makeAttention()
@@ -32,9 +36,10 @@ package final class CUDABackend: Backend {
     /// What that was planned with.
     var room = ScratchRoom.usual
 
-    /// `computeDType` is bfloat16, or float32 for checking.
+    /// `computeDType` is bfloat16, or float32 for checking. `tile`, for checking too: our own portable kernels, and that
+    /// candidate of each.
     package init(
-        index: Int = 0, computeDType: DType = .bfloat16, isDeterministic: Bool = true
+        index: Int = 0, computeDType: DType = .bfloat16, isDeterministic: Bool = true, tile: Int? = nil
     ) throws(MartletError) {
         precondition(computeDType == .bfloat16 || computeDType == .float32)
         self.computeDType = computeDType
@@ -42,8 +47,11 @@ package final class CUDABackend: Backend {
         device = try Device(index: index)
         blas = try BLAS(device)
         staging = try Staging(device)
-        expertsPath = try CUDABackend.expertsPath(capability: device.capability)
-        attentionPath = try CUDABackend.attentionPath()
+        expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
+        attentionPath = tile != nil ? .flash : try CUDABackend.attentionPath()
+        tunesTiles =
+            try override("MARTLET_TUNE", "setting", named: environment("MARTLET_TUNE"), of: Tuning.self) != .off
+        tiles.forced = tile
         name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)

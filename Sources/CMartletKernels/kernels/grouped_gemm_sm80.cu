@@ -38,9 +38,6 @@
 #define STEP 64
 #define STAGES 3
 #endif
-#ifndef BATCH
-#define BATCH 4
-#endif
 
 constexpr bool gathers = MODE == UP || MODE == DACT;
 constexpr bool b_transposed = MODE == DACT || MODE == DX;
@@ -292,7 +289,7 @@ __device__ __forceinline__ void finish_rows(u32 staging, const Tile& tile, int c
 __device__ __forceinline__ void finish_dact(
     u32 staging, const Tile& tile, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up,
     bf16* act, float* partial, int row_total) {
-    constexpr int batch = BATCH;
+    constexpr int batch = 8;
     const int chunk = threadIdx.x % wide, at = column + chunk * 8;
     const bool inside = at < INNER;
 #pragma unroll 1

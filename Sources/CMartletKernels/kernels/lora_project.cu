@@ -12,7 +12,7 @@
 #include "common.cuh"
 
 #ifndef BLOCKS
-#define BLOCKS 4
+#define BLOCKS 2
 #endif
 constexpr int groups = RANK / 8;
 /// 32 columns at a time; each half of the width is a whole number of them.

@@ -19,9 +19,9 @@ package enum KernelCatalog {
     private static func attention(_ architecture: Architecture) -> [KernelVariant] {
         let sizes = [256, 192, 128, 64], sharedBytes = architecture.sharedBytes
         let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
-        let forward = sizes.compactMap { FlashShape(headSize: $0, sharedBytes: sharedBytes) }
+        let forward = sizes.flatMap { FlashShape.candidates(headSize: $0, architecture) }
         return backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
-            + forward.map { KernelVariant("attention_flash.cu", $0.defines) }
+            + forward.map { KernelVariant("attention_flash.cu", [KernelDefine("HEAD", $0.headSize)] + $0.defines) }
             + halves.flatMap { half in
                 [10, 96].map { KernelVariant("attention_plain.cu", [half, KernelDefine("HEAD", $0)]) }
             }
@@ -29,17 +29,20 @@ package enum KernelCatalog {
 
     /// Grouped products: every mode without an adapter and with one of each rank.
     private static func products(_ architecture: Architecture) -> [KernelVariant] {
-        let portable = PortableTile(capability: architecture.capability).defines
+        let tiles = PortableTile.candidates(architecture)
         return [0, 16, 64].flatMap { rank in
             GroupedExperts.Mode.allCases.flatMap { mode in
                 let defines = [
                     KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", 2048), KernelDefine("INNER", 768),
                     chosen, KernelDefine("RANK", rank),
                 ]
-                let variant = KernelVariant("grouped_gemm_sm80.cu", defines + portable)
-                guard architecture.capability == 90 else { return [variant] }
+                // Candidates differ alike whatever the rank.
+                let portable = tiles.prefix(rank == 16 ? tiles.count : 1).map {
+                    KernelVariant("grouped_gemm_sm80.cu", defines + $0.defines)
+                }
+                guard architecture.capability == 90 else { return portable }
                 let file = mode == .dx ? "grouped_gemm_dx_sm90.cu" : "grouped_gemm_sm90.cu"
-                return [KernelVariant(file, defines), variant]
+                return [KernelVariant(file, defines)] + portable
             }
         }
     }
@@ -60,9 +63,12 @@ package enum KernelCatalog {
                         KernelDefine("GATHERS", gathers), KernelDefine("WIDTH", width), KernelDefine("RANK", rank),
                         chosen,
                     ]
-                    return [KernelVariant("lora_project.cu", defines)]
-                        + [0, 1].map {
-                            KernelVariant("lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)])
+                    return ProjectTile.candidates.map { KernelVariant("lora_project.cu", defines + $0.defines) }
+                        + GradientTile.candidates.flatMap { tile in
+                            [0, 1].map {
+                                KernelVariant(
+                                    "lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)] + tile.defines)
+                            }
                         }
                         // Of an adapter whose rank is padded.
                         + [0, 1].map {

@@ -1,0 +1,93 @@
+internal import MartletCore
+
+/// How a kernel is cut: constants that change its time, and not one byte of what it computes.
+///
+/// That is a rule, which `martlet doctor` holds every candidate to. So a choice is never needed for a right result, may be
+/// lost at any time, and need not be recorded: a resumed run may make another one.
+protocol Tile: Hashable, Sendable {
+    var defines: [KernelDefine] { get }
+}
+
+/// The tiles in force.
+final class Tiles {
+    /// What was chosen, by the kernels' other constants.
+    var chosen: [KernelVariant: [KernelDefine]] = [:]
+    /// For checks: the candidate that every kernel takes, the usual one where it has fewer.
+    var forced: Int?
+    /// While candidates are tried.
+    var tuning: TileTuning?
+
+    /// Launches `kernel` in one of the candidates, of which the first is the usual one.
+    func cut<T: Tile>(_ kernel: KernelVariant, _ candidates: [T], launch: (T) -> Void) {
+        if let tuning { return tuning.meet(kernel, candidates.map(\.defines)) { launch(candidates[$0]) } }
+        launch(candidates[choice(kernel, candidates)])
+    }
+
+    private func choice(_ kernel: KernelVariant, _ candidates: [some Tile]) -> Int {
+        if let forced { return forced < candidates.count ? forced : 0 }
+        guard let defines = chosen[kernel] else { return 0 }
+        return candidates.firstIndex { $0.defines == defines } ?? 0
+    }
+}
+
+/// What became of one kernel's candidates.
+struct TileAnswer: Equatable {
+    var kernel: KernelVariant
+    var tile: [KernelDefine]
+    var microseconds: Double
+    /// Of the usual tile; the same number where that was chosen.
+    var usualMicroseconds: Double
+    var isUsual: Bool { microseconds == usualMicroseconds }
+}
+
+/// Tries the candidates of every kernel that ops launch: once through the ops to list the kernels, without launching
+/// them, then once more to time them.
+final class TileTuning {
+    private let device: Device
+    /// Throws what a kernel reads out of the GPU's cache.
+    private let evict: () -> Void
+    private var isTiming = false
+    private var questions: [KernelVariant: [[KernelDefine]]] = [:]
+    private(set) var answers: [TileAnswer] = []
+
+    init(_ device: Device, evict: @escaping () -> Void) { (self.device, self.evict) = (device, evict) }
+
+    /// Everything listed is compiled; from now on it is timed.
+    func beginTiming() {
+        device.compile(
+            questions.flatMap { kernel, tiles in tiles.map { KernelVariant(kernel.file, kernel.defines + $0) } })
+        isTiming = true
+    }
+
+    func meet(_ kernel: KernelVariant, _ tiles: [[KernelDefine]], launch: (Int) -> Void) {
+        guard isTiming else { return questions[kernel] = tiles }
+        if !answers.contains(where: { $0.kernel == kernel }) {
+            let (choice, milliseconds) = TileTuning.pick(of: tiles.count) { time(launch, $0) }
+            answers.append(
+                TileAnswer(
+                    kernel: kernel, tile: tiles[choice], microseconds: 1000 * milliseconds[choice],
+                    usualMicroseconds: 1000 * milliseconds[0]))
+        }
+        launch(0)
+    }
+
+    private func time(_ launch: (Int) -> Void, _ candidate: Int) -> Double {
+        evict()
+        let start = device.mark()
+        launch(candidate)
+        let milliseconds = device.milliseconds(from: start, to: device.mark())
+        return device.takeFailure() == nil ? milliseconds : .infinity
+    }
+
+    /// The fastest candidate by the median of several rounds in turns, and those medians. The usual one, 0, stays unless
+    /// another is faster by more than what noise makes of equal ones.
+    static func pick(of count: Int, rounds: Int = 11, time: (Int) -> Double) -> (choice: Int, medians: [Double]) {
+        var samples = [[Double]](repeating: [], count: count)
+        for _ in 0..<rounds {
+            for i in samples.indices where samples[i].last != .infinity { samples[i].append(time(i)) }
+        }
+        let medians = samples.map { $0.last == .infinity ? .infinity : $0.sorted()[rounds / 2] }
+        let best = medians.indices.min { medians[$0] < medians[$1] } ?? 0
+        return (medians[best] < 0.97 * medians[0] ? best : 0, medians)
+    }
+}
