@@ -5,14 +5,15 @@ enum Tuning: String, CaseIterable { case on, off }
 
 /// How the tiles in force were found.
 package struct TileReport: CustomStringConvertible {
-    /// Kernels that have a choice, and those of them that took another tile than the usual one.
-    package var kernels: Int
-    package var unusual: Int
+    /// Kernels that have a choice, and those of them that took another tile than the usual one; none where trying failed.
+    package var kernels = 0
+    package var unusual = 0
     /// What trying them took; nil where an earlier run did.
     package var seconds: Double?
 
     package var description: String {
-        "tiles of \(kernels) kernels tuned " + (seconds.map { "in \(fixed($0, 1)) s" } ?? "before")
+        guard kernels > 0 else { return "tiles are the usual ones: there was no room to try others" }
+        return "tiles of \(kernels) kernels tuned " + (seconds.map { "in \(fixed($0, 1)) s" } ?? "before")
             + ", \(unusual) not the usual ones (\(KernelCache.tiles.folder))"
     }
 }
@@ -39,7 +40,7 @@ extension CUDABackend {
     }
 
     /// What a person should know of it: that some seconds went into it.
-    package var tileRemark: String? { tileReport.flatMap { $0.seconds == nil ? nil : $0.description } }
+    package var tileRemark: String? { tileReport?.seconds == nil ? nil : tileReport?.description }
 
     /// The most candidates that a kernel has here.
     package var tileCount: Int {
@@ -51,17 +52,20 @@ extension CUDABackend {
     /// Takes the tiles that were found for these shapes, or finds them: some seconds, once. Nothing depends on it but time.
     func tuneTiles(for shapes: ScratchShapes) {
         (tiles.chosen, tileReport) = ([:], nil)
-        guard tunesTiles, tiles.forced == nil, let ground = TuningGround(self, shapes) else { return }
-        let cache = tileCache
-        var entry = cache.read(ground.name), seconds: Double?
-        if entry == nil {
-            let clock = ContinuousClock(), start = clock.now
-            entry = ground.answers().map { TileEntry(machine: cache.machine, shape: ground.name, answers: $0) }
-            seconds = (clock.now - start) / .seconds(1)
-            if let entry { cache.write(entry) }
+        guard tunesTiles, tiles.forced == nil, device.failure == nil, let ground = TuningGround(self, shapes) else {
+            return
         }
-        guard let answers = entry?.answers else { return }
-        for answer in answers { tiles.chosen[answer.kernel] = answer.tile }
-        tileReport = TileReport(kernels: answers.count, unusual: answers.filter { !$0.isUsual }.count, seconds: seconds)
+        let cache = tileCache
+        var report = TileReport(), answers = cache.read(ground.name)?.answers
+        if answers == nil {
+            let clock = ContinuousClock(), start = clock.now
+            answers = ground.answers()
+            report.seconds = (clock.now - start) / .seconds(1)
+            if let answers { cache.write(TileEntry(machine: cache.machine, shape: ground.name, answers: answers)) }
+        }
+        for answer in answers ?? [] { tiles.chosen[answer.kernel] = answer.tile }
+        report.kernels = tiles.chosen.count
+        report.unusual = answers?.filter { !$0.isUsual }.count ?? 0
+        tileReport = report
     }
 }

@@ -62,7 +62,7 @@ final class TileTuning {
     func meet(_ kernel: KernelVariant, _ tiles: [[KernelDefine]], launch: (Int) -> Void) {
         guard isTiming else { return questions[kernel] = tiles }
         if !answers.contains(where: { $0.kernel == kernel }) {
-            let (choice, milliseconds) = TileTuning.pick(of: tiles.count) { time(launch, $0) }
+            let (choice, milliseconds) = TileTuning.pick(from: samples(of: tiles.count, launch))
             answers.append(
                 TileAnswer(
                     kernel: kernel, tile: tiles[choice], microseconds: 1000 * milliseconds[choice],
@@ -71,22 +71,40 @@ final class TileTuning {
         launch(0)
     }
 
-    private func time(_ launch: (Int) -> Void, _ candidate: Int) -> Double {
-        evict()
-        let start = device.mark()
-        launch(candidate)
-        let milliseconds = device.milliseconds(from: start, to: device.mark())
-        return device.takeFailure() == nil ? milliseconds : .infinity
+    /// Milliseconds of every candidate, in turns: without a wait between them, so that the GPU's clocks are what they are in a
+    /// step. None of one that cannot run.
+    private func samples(of count: Int, _ launch: (Int) -> Void) -> [[Double]] {
+        let first = (0..<count).map { candidate in
+            launch(candidate)
+            let time = interval { launch(candidate) },
+                milliseconds = device.milliseconds(from: time.start, to: time.end)
+            return device.takeFailure() == nil ? milliseconds : nil
+        }
+        let runnable = first.indices.filter { first[$0] != nil }
+        let rounds = TileTuning.rounds(of: first.compactMap { $0 }.reduce(0, +))
+        var intervals = [[(start: Driver.Pointer, end: Driver.Pointer)]](repeating: [], count: count)
+        for _ in 0..<rounds {
+            for candidate in runnable {
+                evict()
+                intervals[candidate].append(interval { launch(candidate) })
+            }
+        }
+        return intervals.map { $0.map { device.milliseconds(from: $0.start, to: $0.end) } }
     }
 
-    /// The fastest candidate by the median of several rounds in turns, and those medians. The usual one, 0, stays unless
-    /// another is faster by more than what noise makes of equal ones.
-    static func pick(of count: Int, rounds: Int = 11, time: (Int) -> Double) -> (choice: Int, medians: [Double]) {
-        var samples = [[Double]](repeating: [], count: count)
-        for _ in 0..<rounds {
-            for i in samples.indices where samples[i].last != .infinity { samples[i].append(time(i)) }
-        }
-        let medians = samples.map { $0.last == .infinity ? .infinity : $0.sorted()[rounds / 2] }
+    private func interval(_ body: () -> Void) -> (start: Driver.Pointer, end: Driver.Pointer) {
+        let start = device.mark()
+        body()
+        return (start, device.mark())
+    }
+
+    /// For candidates that take so many milliseconds together: a tenth of a second, which is what clocks take to settle.
+    static func rounds(of milliseconds: Double) -> Int { Int(min(max(100 / max(milliseconds, 0.01), 11), 51)) }
+
+    /// The fastest candidate by its median sample, and those medians. The usual one, 0, stays unless another is faster by more
+    /// than what noise makes of equal ones.
+    static func pick(from samples: [[Double]]) -> (choice: Int, medians: [Double]) {
+        let medians = samples.map { $0.isEmpty ? .infinity : $0.sorted()[$0.count / 2] }
         let best = medians.indices.min { medians[$0] < medians[$1] } ?? 0
         return (medians[best] < 0.97 * medians[0] ? best : 0, medians)
     }
