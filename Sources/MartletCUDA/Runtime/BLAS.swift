@@ -1,3 +1,4 @@
+internal import Dispatch
 internal import MartletCore
 
 /// A row-major matrix as an operand: [rows, columns] as stored, read transposed if so said.
@@ -19,13 +20,14 @@ struct Operand {
 /// cuBLASLt: the dense matrix products. Each shape's algorithm is the first that the library's heuristics name, asked for
 /// token counts in steps of 64: packed steps differ in theirs, and an answer takes the host 0.15 ms while the GPU waits. Sums
 /// over K are in a fixed order (reductions of split K go through the workspace).
-final class BLAS {
+final class BLAS: @unchecked Sendable {
     private typealias Handle = OpaquePointer?
     private let device: Device
     private let functions: Functions
     private var handle: Handle = nil
     private var plans: [PlanKey: Plan] = [:]
     private var workspace: Tensor?
+    private let queue = DispatchQueue(label: "cuBLASLt")
     let version: String
 
     static let workspaceByteCount = 64 << 20
@@ -113,7 +115,19 @@ final class BLAS {
 
     func reserveWorkspace(in arena: Arena) {
         let memory = arena.carve([BLAS.workspaceByteCount], .uint8, for: .workspace)
-        if !arena.isMeasuring { workspace = memory }
+        guard !arena.isMeasuring else { return }
+        workspace = memory
+        queue.async { self.wake() }
+    }
+
+    /// The library's first answer takes 0.1 s whatever is asked. So it is asked while weights are read.
+    private func wake() {
+        device.makeCurrent()
+        var plan = Plan(operation: nil, a: nil, b: nil, c: nil, algorithm: (0, 0, 0, 0, 0, 0, 0, 0))
+        let key = PlanKey(
+            m: 1024, n: 1024, k: 1024, transposesA: false, transposesB: true, input: .bfloat16, output: .bfloat16,
+            alignment: [256, 256, 256])
+        if describe(key, &plan) == 0 { _ = chooseAlgorithm(key, &plan) }
     }
 
     /// C [m, n] = alpha A B, or C += alpha A B where `adds`. A and B are of one dtype; C of that or float32.
@@ -141,6 +155,7 @@ final class BLAS {
 
     private func plan(_ key: PlanKey) -> Plan? {
         if let plan = plans[key] { return plan }
+        queue.sync {}
         var plan = Plan(operation: nil, a: nil, b: nil, c: nil, algorithm: (0, 0, 0, 0, 0, 0, 0, 0))
         var status = describe(key, &plan)
         let rounded = key.rounded
