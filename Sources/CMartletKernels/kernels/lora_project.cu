@@ -4,9 +4,9 @@
 // Shapes     source [T, width] rows of tokens (gathered) or [R, width]; M [E, A, width]: A itself, or B transposed
 //            (lora_pack.cu); p bf16 [R, A]; width a multiple of 32 -- or of 8 with zeros read past the end; A a multiple of 8.
 // Budget     2 R A width FLOPs; bytes 2 R width (gathered ones mostly from L2) + 2 E A width. Bound by bytes.
-// Launch     -DGATHERS -DWIDTH -DRANK -DTOP_K -DBLOCKS (a multiprocessor has room for so many at least: fewer have more loads
-//            under way each); <<<2 (R / 128 + E), 256>>>: a block takes 64 rows of the tile map, warp w rows 16 (w % 4) ...
-//            and half w / 4 of the width.
+// Launch     -DGATHERS -DWIDTH -DRANK -DTOP_K -DBLOCKS (so many fit on a multiprocessor; of fewer, each has more loads under
+//            way); <<<2 (R / 128 + E), 256>>>: a block takes 64 rows of the tile map, warp w rows 16 (w % 4) ... and half w / 4
+//            of the width.
 // Numerics   float accumulators, the two halves added in order: reproducible.
 // Reference  CPUBackend.experts (p1, p2), expertsBackward (q1, q2).
 #include "common.cuh"

@@ -34,7 +34,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
         let attention = cases.filter { $0.op == "attention" }
         var onGPU = [{ gpuInBFloat16(cases) }, { gpuInFloat32(cases) }]
         let cut = cases.filter(\.cutsTiles)
-        if !cut.isEmpty { onGPU.append { gpuInEveryTile(cut) } }
+        if !cut.isEmpty { onGPU.insert({ gpuInEveryTile(cut) }, at: 0) }
         if !attention.isEmpty { onGPU.append { gpuInAnyOrder(attention) } }
         var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
         general += arithmetic + [fullGradients, adapterGradients]

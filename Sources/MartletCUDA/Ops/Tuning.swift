@@ -30,11 +30,11 @@ extension CUDABackend {
     package var tuned: [String] {
         guard tunesTiles else { return ["the usual ones: MARTLET_TUNE is off"] }
         let entries = tileCache.entries, folder = tileCache.files.folder
-        guard !entries.isEmpty else { return ["the usual ones, until a run of some size tunes them (\(folder))"] }
-        return ["tuned for \(entries.count) shapes on this GPU (\(folder))"]
+        guard !entries.isEmpty else { return ["the usual ones until a run of some size tunes them (\(folder))"] }
+        return ["those that were tuned on this GPU (\(folder))"]
             + entries.flatMap { entry in
                 let unusual = entry.answers.filter { !$0.isUsual }
-                return ["\(entry.shape): \(unusual.count) of \(entry.answers.count) not the usual ones"]
+                return ["\(entry.shape): \(unusual.count) of \(entry.answers.count) are not the usual ones"]
                     + unusual.map { "  \($0.text)" }
             }
     }

@@ -67,10 +67,10 @@ private final class TuningMemory {
     private let attention: AttentionPart?
 
     init?(_ backend: CUDABackend, _ size: ExpertsSize?, _ shapes: ScratchShapes, _ sequence: Int) {
-        var size = size, room = 0, total = 0
-        _ = backend.device.driver.memoryInfo(&room, &total)
-        // Kernels and libraries take some yet.
-        room -= 256 << 20
+        var size = size, free = 0, total = 0
+        _ = backend.device.driver.memoryInfo(&free, &total)
+        // Of the GiB that plans leave for kernels and libraries.
+        let room = min(free, 1 << 30) - 256 << 20
         while TuningMemory.byteCount(size, shapes, sequence) > room {
             guard var smaller = size, smaller.e >= 4 * smaller.k else { return nil }
             (smaller.e, smaller.t) = (smaller.e / 2, smaller.t / 2)

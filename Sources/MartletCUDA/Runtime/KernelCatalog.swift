@@ -74,7 +74,8 @@ package enum KernelCatalog {
                         + [0, 1].map {
                             KernelVariant(
                                 "lora_gradient.cu",
-                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)])
+                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)]
+                                    + GradientTile.candidates[0].defines)
                         }
                 }
         }

@@ -61,14 +61,15 @@ final class TileTuning {
 
     func meet(_ kernel: KernelVariant, _ tiles: [[KernelDefine]], launch: (Int) -> Void) {
         guard isTiming else { return questions[kernel] = tiles }
-        if !answers.contains(where: { $0.kernel == kernel }) {
-            let (choice, milliseconds) = TileTuning.pick(from: samples(of: tiles.count, launch))
-            answers.append(
-                TileAnswer(
-                    kernel: kernel, tile: tiles[choice], microseconds: 1000 * milliseconds[choice],
-                    usualMicroseconds: 1000 * milliseconds[0]))
-        }
-        launch(0)
+        defer { launch(0) }
+        guard !answers.contains(where: { $0.kernel == kernel }) else { return }
+        let (choice, milliseconds) = TileTuning.pick(from: samples(of: tiles.count, launch))
+        // Where the usual one cannot run, a run without tuning fails, and so shall this one.
+        guard milliseconds[0].isFinite else { return }
+        answers.append(
+            TileAnswer(
+                kernel: kernel, tile: tiles[choice], microseconds: 1000 * milliseconds[choice],
+                usualMicroseconds: 1000 * milliseconds[0]))
     }
 
     /// Milliseconds of every candidate, in turns: without a wait between them, so that the GPU's clocks are what they are in a
