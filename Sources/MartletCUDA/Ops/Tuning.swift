@@ -12,7 +12,7 @@ package struct TileReport: CustomStringConvertible {
     package var seconds: Double?
 
     package var description: String {
-        guard kernels > 0 else { return "tiles are the usual ones: there was no room to try others" }
+        guard kernels > 0 else { return "tiles are the usual ones: others could not be tried" }
         return "tiles of \(kernels) kernels tuned " + (seconds.map { "in \(fixed($0, 1)) s" } ?? "before")
             + ", \(unusual) not the usual ones (\(KernelCache.tiles.folder))"
     }
