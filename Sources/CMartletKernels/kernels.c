@@ -54,6 +54,9 @@ static const unsigned char projection_low[] = {
 static const unsigned char projection_gradient[] = {
 #embed "kernels/projection_gradient.cu"
 };
+static const unsigned char turing[] = {
+#embed "kernels/turing.cuh"
+};
 static const unsigned char elements[] = {
 #embed "kernels/elements.cuh"
 };
@@ -122,6 +125,7 @@ static const MartletKernelSource sources[] = {
     {"projection_sm90.cu", projection_sm90, sizeof projection_sm90},
     {"projection_low.cu", projection_low, sizeof projection_low},
     {"projection_gradient.cu", projection_gradient, sizeof projection_gradient},
+    {"turing.cuh", turing, sizeof turing},
     {"elements.cuh", elements, sizeof elements},
     {"random.cuh", random_header, sizeof random_header},
     {"elementwise.cu", elementwise, sizeof elementwise},

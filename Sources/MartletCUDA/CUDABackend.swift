@@ -1,6 +1,7 @@
 package import MartletCore
 
-/// Training on one NVIDIA GPU: bfloat16 activations and frozen weights, float32 trained parameters and sums.
+/// Training on one NVIDIA GPU: bfloat16 activations and frozen weights (float16 on a GPU without bfloat16), float32 trained
+/// parameters and sums.
 ///
 /// Every op queues its work on the device's stream and returns. Reductions have a fixed order: the same inputs give the
 /// same bytes, unless a faster attention was asked for that has none.
@@ -36,15 +37,14 @@ package final class CUDABackend: Backend {
     /// What that was planned with.
     var room = ScratchRoom.usual
 
-    /// `computeDType` is bfloat16, or float32 for checking. `tile`, for checking too: our own portable kernels, and that
+    /// In the GPU's 16-bit floats, or, for checking, in float32. `tile`, for checking too: our own portable kernels, and that
     /// candidate of each.
     package init(
-        index: Int = 0, computeDType: DType = .bfloat16, isDeterministic: Bool = true, tile: Int? = nil
+        index: Int = 0, inFloat32: Bool = false, isDeterministic: Bool = true, tile: Int? = nil
     ) throws(MartletError) {
-        precondition(computeDType == .bfloat16 || computeDType == .float32)
-        self.computeDType = computeDType
         wantsOrder = isDeterministic
         device = try Device(index: index)
+        computeDType = inFloat32 ? .float32 : device.architecture.half
         blas = try BLAS(device)
         staging = try Staging(device)
         expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
@@ -52,7 +52,8 @@ package final class CUDABackend: Backend {
         tunesTiles =
             try override("MARTLET_TUNE", "setting", named: environment("MARTLET_TUNE"), of: Tuning.self) != .off
         tiles.forced = tile
-        name = "\(device.name) (\(computeDType == .bfloat16 ? "bf16" : "fp32"), experts: \(expertsPath.rawValue))"
+        let role = device.architecture.isText ? " standing in for \(device.architecture.number)" : ""
+        name = "\(device.name)\(role) (\(computeDType.shortName), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
         attentionTables = AttentionTables(staging)
         sideCopies = try SideCopies(device)
@@ -66,7 +67,7 @@ package final class CUDABackend: Backend {
     }
 
     private func makeAttention() -> CuDNNAttention? {
-        guard computeDType == .bfloat16, attentionPath == .cudnn else { return nil }
+        guard computeDType.isHalf, attentionPath == .cudnn else { return nil }
         do throws(MartletError) {
             return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
         } catch {
@@ -83,9 +84,15 @@ package final class CUDABackend: Backend {
         let isSlow = device.capability == 90 && cudnnAttention == nil && shapes.queryHeads > 0
         let attention = isSlow ? missingAttention : nil
         return [
-            expertsRemark(on: shapes),
+            halfRemark(trains: shapes.trains), expertsRemark(on: shapes), flashRemark(on: shapes),
             attention.map { "attention is computed by our own kernels, about half as fast as cuDNN's: \($0.problem)" },
         ].compactMap { $0 }
+    }
+
+    private func halfRemark(trains: Bool) -> String? {
+        guard computeDType == .float16 else { return nil }
+        return "activations are float16, since this GPU has no bfloat16: what is beyond 65504 is an error"
+            + (trains ? ", and gradients are made at a loss scale" : "")
     }
 
     /// Whether the same inputs give the same bytes.
@@ -94,13 +101,13 @@ package final class CUDABackend: Backend {
     /// An empty layout over the scratch memory, for one op.
     func scratch() -> Scratch { Scratch(scratchMemory) }
 
-    /// 1 where activations are bfloat16: the kernels' `-DHALF`.
-    var half: KernelDefine { KernelDefine("HALF", computeDType == .bfloat16 ? 1 : 0) }
+    /// 1 where activations have 16 bits: the kernels' `-DHALF`.
+    var half: KernelDefine { KernelDefine("HALF", computeDType.isHalf ? 1 : 0) }
 
     /// GPU, driver, libraries, and the ways chosen.
     package var description: String {
         let version = device.driverVersion
-        return "\(name), compute capability \(device.capability / 10).\(device.capability % 10), "
+        return "\(name), compute capability \(device.architecture.number), "
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
             + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))

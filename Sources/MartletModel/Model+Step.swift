@@ -3,8 +3,11 @@ package import MartletCore
 // One optimizer step, layer-major: all of the step's tokens go through layer l, tile by tile, before layer l + 1.
 
 extension Model {
-    /// Forward and backward over a whole step. Gradients are zeroed first; the loss is the mean over the step's targets.
-    package func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome {
+    /// Forward and backward over a whole step. Gradients are zeroed first; the loss is the mean over the step's targets, and
+    /// its gradients are left multiplied by `lossScale`.
+    package func trainStep(
+        _ step: PackedStep, index: Int, lossScale: Float = 1
+    ) throws(MartletError) -> StepOutcome {
         precondition(settings.trains, "a model made for inference cannot train")
         dropoutStep = index
         defer { dropoutStep = nil }
@@ -20,8 +23,8 @@ extension Model {
                 because: "none of its \(step.tokenCount) tokens counts in the loss",
                 fix: "check the loss mask with `martlet inspect`, or raise max_length so that answers are not cut off")
         }
-        takeLoss(tiles, gradientScale: 1 / Float(outcome.targetCount))
-        let zScale = prepareAuxiliary(step, tiles, &outcome)
+        takeLoss(tiles, gradientScale: lossScale / Float(outcome.targetCount))
+        let zScale = prepareAuxiliary(step, tiles, lossScale, &outcome)
         try backward(step, tiles, zScale: zScale)
         try read(step, tiles, &outcome)
         return outcome
@@ -204,7 +207,9 @@ extension Model {
 
     /// The load-balancing loss, E * sum of f_e P_e pooled over all sparse layers and tokens (Fedus et al. 2021; f_e sums
     /// to K), and the z loss, the mean of logSumExp^2 (Zoph et al. 2022): their values, and their gradients' factors.
-    private func prepareAuxiliary(_ step: PackedStep, _ tiles: [Tile], _ outcome: inout StepOutcome) -> Float? {
+    private func prepareAuxiliary(
+        _ step: PackedStep, _ tiles: [Tile], _ lossScale: Float, _ outcome: inout StepOutcome
+    ) -> Float? {
         guard settings.trainsRouter, let E = configuration.experts?.expertCount, routerSums.rowCount > 0 else {
             return nil
         }
@@ -219,8 +224,8 @@ extension Model {
         outcome.auxiliaryLoss = settings.auxiliaryLossCoefficient * balance
         outcome.zLoss = settings.zLossCoefficient * sums.squaredLogSumExp / rows
         let factor = settings.auxiliaryLossCoefficient * Double(E) / rows
-        upload(share_E.map { Float(factor * $0) }, into: memory.workspace.dprobability_E)
-        return Float(2 * settings.zLossCoefficient / rows)
+        upload(share_E.map { lossScale * Float(factor * $0) }, into: memory.workspace.dprobability_E)
+        return lossScale * Float(2 * settings.zLossCoefficient / rows)
     }
 
     /// Waits for the step, and reads its loss and loads.
@@ -285,7 +290,7 @@ extension Model {
 }
 
 extension Model {
-    /// The sum of squares of each parameter's gradient.
+    /// The sum of squares of each parameter's gradient, which carries the loss scale.
     package func gradientSquares() -> [Double] {
         let gone = Array(memory.layerParameters.prefix(memory.gradientPieces.count).joined()), leaving = Set(gone)
         let here = parameters.indices.filter { !leaving.contains($0) }

@@ -9,7 +9,7 @@ import Testing
     @Test func theFastestIsTakenUnlessAnotherIsNamed() throws {
         for unnamed in [nil, "", "auto"] {
             #expect(try CUDABackend.expertsPath(capability: 90, named: unnamed) == .hopper)
-            for capability in [80, 86, 89, 100, 120] {
+            for capability in [75, 80, 86, 89, 100, 120] {
                 #expect(try CUDABackend.expertsPath(capability: capability, named: unnamed) == .portable)
             }
         }

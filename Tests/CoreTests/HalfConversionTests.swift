@@ -73,6 +73,22 @@ import Testing
     }
 
     @Test(arguments: [DType.float32, .bfloat16, .float16], [1, 15, 16, 17, 50])
+    func theLargestMagnitudeIsFoundAnywhere(_ dtype: DType, count: Int) {
+        for (rest, most) in [(-0.5, -3), (0x1p-16, 0x1p-15), (-0.0, 0.0)] as [(Float, Float)] {
+            for place in [0, count / 2, count - 1] {
+                var values = [Float](repeating: rest, count: count)
+                values[place] = most
+                var bytes = [UInt8](repeating: 0, count: count * dtype.byteCount)
+                bytes.withUnsafeMutableBytes { buffer in
+                    values.withUnsafeBufferPointer { convertFromFloat($0, as: dtype, into: buffer) }
+                }
+                #expect(bytes.withUnsafeBytes { largestMagnitude($0, as: dtype) } == abs(most))
+            }
+        }
+        #expect([UInt8]().withUnsafeBytes { largestMagnitude($0, as: dtype) } == 0)
+    }
+
+    @Test(arguments: [DType.float32, .bfloat16, .float16], [1, 15, 16, 17, 50])
     func nonFiniteIsFoundAnywhere(_ dtype: DType, count: Int) {
         for bad in [Float.nan, .infinity, -.infinity] {
             for place in [nil, 0, count / 2, count - 1] as [Int?] {

@@ -27,6 +27,23 @@ import Testing
         recipe.warmupSteps = 2
     }
 
+    /// The loss scale is what it was: no step is made again on resuming.
+    @Test func lossScaleIsResumed() throws {
+        let folder = try TemporaryFolder(), recipe = toyRecipe(folder)
+        func notes(stopAt: Int) throws -> Int {
+            let model = try ToyModel()
+            (model.needsLossScale, model.fault) = (true, .overflow(above: 1024))
+            return try runToy(recipe, model: model) { event in
+                if case .step(let row) = event, row.step == stopAt { return .stop }
+                return .proceed
+            }.events.count { if case .note = $0 { true } else { false } }
+        }
+        #expect(try notes(stopAt: 4) == 6)
+        #expect(try notes(stopAt: 100) == 0)
+        let state = try FileSystem.readJSON(folder.file("run/checkpoint-10/trainer_state.json"))
+        #expect(state["loss_scale"]?["value"]?.number == 1024 && state["loss_scale"]?["steps"]?.integer == 10)
+    }
+
     /// Stopped after every possible step and continued, a run ends with the same bytes as one that was not.
     @Test func resumedEqualsUninterrupted() throws {
         let whole = try TemporaryFolder(), model = try ToyModel()

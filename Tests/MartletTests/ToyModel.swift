@@ -7,11 +7,12 @@ import MartletModel
 /// expert weights e [2, 2]. It predicts p = sum(n) + mean(B A 1) + mean of e over the experts with tokens, and its loss is
 /// (p - t)^2 / 2 a token, where t follows from the tokens. Token i goes to expert `token % expertCount`.
 final class ToyModel: TrainableModel {
-    enum Fault { case none, zeroNorm, zeroA, nanGradient(step: Int), nanLoss(step: Int) }
+    enum Fault { case none, zeroNorm, zeroA, nanGradient(step: Int), nanLoss(step: Int), overflow(above: Float) }
 
     let backend: any Backend = CPUBackend(threads: 1)
     let parameters: [Parameter]
     var fault = Fault.none
+    var needsLossScale = false
     /// Called before every training step.
     var onStep: (Int) -> Void = { _ in }
     private let arena: Arena
@@ -79,7 +80,7 @@ final class ToyModel: TrainableModel {
         return (error, rowSums, load, outcome)
     }
 
-    func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome {
+    func trainStep(_ step: PackedStep, index: Int, lossScale: Float) throws(MartletError) -> StepOutcome {
         onStep(index + 1)
         var (error, rowSums, load, outcome) = forward(step)
         let b = floats(parameters[2].value)
@@ -92,9 +93,12 @@ final class ToyModel: TrainableModel {
         case .zeroNorm: dn = [0, 0, 0]
         case .zeroA: da = da.map { _ in 0 }
         case .nanGradient(let bad): if bad == index + 1 { da[3] = .nan }
+        case .overflow(let limit): if lossScale > limit { da[3] = .infinity }
         case .nanLoss(let bad): if bad == index + 1 { outcome.lossSum = .nan }
         }
-        for (parameter, gradient) in zip(parameters, [dn, da, db, de]) { put(gradient, parameter.gradient) }
+        for (parameter, gradient) in zip(parameters, [dn, da, db, de]) {
+            put(gradient.map { lossScale * $0 }, parameter.gradient)
+        }
         return outcome
     }
 

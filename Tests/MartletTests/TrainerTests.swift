@@ -51,6 +51,32 @@ import Testing
         #expect(try Recipe(contentsOf: folder.file("run/recipe.yaml")).maxSteps == 2)
     }
 
+    /// A power of two changes nothing, and what is too large for it is told and made again.
+    @Test func lossScaleLeavesNoTrace() throws {
+        let folder = try TemporaryFolder(), plain = try ToyModel(), scaled = try ToyModel()
+        try runToy(toyRecipe(folder) { $0.outputDir = folder.file("plain") }, model: plain)
+        (scaled.needsLossScale, scaled.fault) = (true, .overflow(above: 8192))
+        let run = try runToy(toyRecipe(folder), model: scaled)
+        #expect(scaled.bytes == plain.bytes)
+        let notes = run.events.compactMap { if case .note(let text) = $0 { text } else { nil } }
+        #expect(
+            notes.count == 3 && notes.allSatisfy { $0.contains("step 1: a gradient is not finite at a loss scale") })
+        let state = try FileSystem.readJSON(folder.file("run/checkpoint-10/trainer_state.json"))
+        #expect(state["loss_scale"]?["value"]?.number == 8192 && state["loss_scale"]?["steps"]?.integer == 10)
+        let other = try FileSystem.readJSON(folder.file("plain/checkpoint-10/trainer_state.json"))
+        #expect(other["loss_scale"] == nil)
+    }
+
+    /// At a scale of 1 there is nothing left to try.
+    @Test func gradientThatIsNeverFiniteEndsTheRun() throws {
+        let folder = try TemporaryFolder(), model = try ToyModel()
+        (model.needsLossScale, model.fault) = (true, .overflow(above: 0))
+        let error = expectRefusal("a gradient that is infinite at any scale") {
+            try runToy(toyRecipe(folder), model: model)
+        }
+        #expect(error?.problem == "a gradient is not finite")
+    }
+
     @Test func validationAtTheEndOfEachEpochByDefault() throws {
         let folder = try TemporaryFolder()
         let run = try runToy(

@@ -137,6 +137,21 @@ import Testing
         }
     }
 
+    /// Router losses and all, to the last bit: it is a power of two.
+    @Test func lossScaleMultipliesEveryGradient() throws {
+        let golden = try Golden("moe_seed1"), step = try golden.step()
+        var settings = settings(dropout: 0.25)
+        (settings.trainsRouter, settings.auxiliaryLossCoefficient, settings.zLossCoefficient) = (true, 0.02, 0.001)
+        let model = try golden.model(settings, tile: 7, kept: 1, backend: CPUBackend())
+        let outcome = try model.trainStep(step, index: 0)
+        let plain = model.parameters.map { model.floats($0.gradient) }
+        let again = try model.trainStep(step, index: 0, lossScale: 4096)
+        #expect(again.loss == outcome.loss && again.zLoss == outcome.zLoss && outcome.zLoss > 0)
+        for (gradient, parameter) in zip(plain, model.parameters) {
+            #expect(model.floats(parameter.gradient) == gradient.map { 4096 * $0 }, "\(parameter.name)")
+        }
+    }
+
     @Test func dropoutIsThereAndChangesWithTheStep() throws {
         let golden = try Golden("moe_seed0"), step = try golden.step()
         let model = try model(golden, dropout: 0.5, tile: 24, kept: 0)

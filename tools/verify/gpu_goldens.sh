@@ -4,7 +4,8 @@
 #     tools/verify/gpu_goldens.sh [MARTLET]            default: .build/release/martlet; DEVICE=cpu tries the script itself
 #
 # float32 is held against the committed goldens. For bfloat16 goldens are made (into .goldens, which git ignores) whose routers choose by
-# a wide margin, so that rounding changes no choice: every committed case, and wider ones that take the tensor cores' kernels. That
+# a wide margin, so that rounding changes no choice: every committed case, and wider ones that take the tensor cores' kernels; float16
+# too, by letting the GPU stand in for one of compute capability 7.5. That
 # needs a Python with tools/goldens/requirements.txt (JUDGE, default .local/judge/bin/python); without it only float32 is examined.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -12,9 +13,9 @@ martlet=${1:-.build/release/martlet}
 judge=${JUDGE:-.local/judge/bin/python}
 failed=0
 
-examine() { # DEVICE GOLDENS [EXPERTS ATTENTION]
-    echo "== $2 on $1, experts: ${3:-auto}, attention: ${4:-auto}"
-    MARTLET_MOE_BACKEND=${3:-auto} MARTLET_ATTENTION=${4:-auto} "$martlet" doctor --goldens "$2" --device "$1" || failed=1
+examine() { # DEVICE GOLDENS [EXPERTS ATTENTION [CAPABILITY]]
+    echo "== $2 on $1, experts: ${3:-auto}, attention: ${4:-auto}${5:+, as compute capability $5}"
+    MARTLET_MOE_BACKEND=${3:-auto} MARTLET_ATTENTION=${4:-auto} MARTLET_CAPABILITY=${5:-} "$martlet" doctor --goldens "$2" --device "$1" || failed=1
 }
 
 make_goldens() { # FOLDER OPTIONS...
@@ -36,9 +37,10 @@ if "$judge" -c 'import transformers, peft' 2>/dev/null; then
         examine "${DEVICE:-cuda}" "$goldens"
         examine "${DEVICE:-cuda}" "$goldens" portable flash
         examine "${DEVICE:-cuda}" "$goldens" loop plain
+        examine "${DEVICE:-cuda}" "$goldens" auto auto 7.5
     done
 else
     echo "no goldens for bfloat16: $judge has no transformers and peft (tools/goldens/requirements.txt)"
 fi
-python3 tools/verify/gpu_training.py --martlet "$martlet" --devices "${DEVICE:-cuda-fp32,cuda}" || failed=1
+python3 tools/verify/gpu_training.py --martlet "$martlet" --devices "${DEVICE:-cuda-fp32,cuda,cuda@7.5}" || failed=1
 [ "$failed" = 0 ] && echo "all sound" || { echo "something is BROKEN" >&2; exit 1; }

@@ -25,6 +25,7 @@ constexpr int score_bytes = KEYS * QUERIES * 2;
 
 // How the warps share a tile: scores and dk, dv in `key_warps` x `other_warps`, each 32 keys high; dq in `row_warps` x
 // `column_warps`, each 32 queries high. Columns of D are dealt to the warps 16 at a time.
+static_assert(QUERIES % 64 == 0, "rows of a tile of scores are swizzled by 8 chunks");
 constexpr int key_warps = KEYS / 32;
 constexpr int other_warps = WARPS / key_warps;
 constexpr int score_tiles = QUERIES / other_warps / 8;

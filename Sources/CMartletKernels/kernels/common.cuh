@@ -6,7 +6,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-/// Storage of a bfloat16; arithmetic is in float.
+/// Storage of a bfloat16, or before sm_80 of an IEEE half (turing.cuh); arithmetic is in float.
 typedef u16 bf16;
 
 /// 16 bytes: what one thread moves at a time.
@@ -40,15 +40,6 @@ __device__ __forceinline__ void begin_kernel() {
 }
 
 __device__ __forceinline__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-/// Two floats to two bfloat16, round to nearest even; `low` in the lower half.
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 d;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
-    return d;
-}
-__device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 /// 16 bytes that nobody writes while the kernel runs.
 __device__ __forceinline__ Vector load128(const void* p) {
@@ -89,6 +80,18 @@ __device__ __forceinline__ void store_shared32(u32 address, u32 v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 
+#if __CUDA_ARCH__ < 800
+#include "turing.cuh"
+#else
+/// Two floats to two bfloat16, round to nearest even; `low` in the lower half.
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+__device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
 /// 16 bytes from global to shared memory, in the background; a false `valid` writes zeros and reads nothing.
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
@@ -99,6 +102,20 @@ template <int N> __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/// d[16 x 8] += a[16 x 16] b[16 x 8], bf16 in, float accumulators (sm_80).
+__device__ __forceinline__ void mma_16_8_16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Over the 32 lanes, in each of them.
+__device__ __forceinline__ int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
+__device__ __forceinline__ u32 warp_largest(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
+__device__ __forceinline__ u32 warp_smallest(u32 x) { return __reduce_min_sync(0xffffffffu, x); }
+#endif
+
 /// Four 8 x 8 matrices: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -108,14 +125,6 @@ __device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
 __device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-
-/// d[16 x 8] += a[16 x 16] b[16 x 8], bf16 in, float accumulators (sm_80).
-__device__ __forceinline__ void mma_16_8_16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 /// The sum over the four lanes that share a row of an mma accumulator.

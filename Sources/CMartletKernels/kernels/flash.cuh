@@ -41,7 +41,11 @@ __device__ __forceinline__ void fetch_rows(u32 tile, const bf16* from, u64 strid
 }
 /// 4 bytes from global to shared memory, in the background; zero where not `valid`.
 __device__ __forceinline__ void copy_async4(u32 to, const float* from, bool valid) {
+#if __CUDA_ARCH__ < 800
+    store_shared32(to, valid ? __float_as_uint(*from) : 0u);
+#else
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
+#endif
 }
 
 /// A lane's view of a tile: which row and chunk of a 16 x 16 piece its ldmatrix address names.

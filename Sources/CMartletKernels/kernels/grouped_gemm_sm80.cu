@@ -1,4 +1,4 @@
-// The four grouped GEMMs of a layer's experts on any GPU from Ampere on, one kernel specialised by MODE.
+// The four grouped GEMMs of a layer's experts on any GPU from Turing on, one kernel specialised by MODE.
 //
 // Math       UP    gateUp_RF = x[token] Wgu^T + p1 B1^T,  act = silu(gate) * up
 //            DOWN  out_RH   = act Wd^T + p2 B2^T
@@ -23,6 +23,7 @@
 //              128          64   3        98304  2 on sm_90 and sm_100; 1 on others
 //              128          32   4        65536  2 on sm_80
 //              128          32   3        49152  2 on sm_86, 89, 120
+//              128          32   2        32768  2 on sm_75, where there is no cp.async and the copies are not in the background
 //              256          64   4       196608  1 on sm_90 and sm_100 (64 rows an expert)
 //            Arguments: a (DOWN act [R, F], DX dgateUp [R, 2F]; unused where rows are gathered), b (UP, DX Wgu; DOWN, DACT Wd),
 //            a_ext (p1, p2, q2, q1 of UP, DOWN, DACT, DX), b_ext (B1, B2, A2, A1), then as grouped_gemm_sm90.cu: source (UP x,
@@ -56,7 +57,7 @@ constexpr int threads = TILE_COLUMNS;
 constexpr int a_bytes = tile_rows * STEP * 2;
 constexpr int stage_bytes = a_bytes + TILE_COLUMNS * STEP * 2;
 static_assert(tile_rows * TILE_COLUMNS * 2 <= STAGES * stage_bytes, "the finished tile takes the ring's place");
-static_assert((STEP == 32 || STEP == 64) && STAGES >= 3, "the swizzles and the waits below");
+static_assert((STEP == 32 || STEP == 64) && STAGES >= 2, "the swizzles and the waits below");
 
 /// Where 16-byte chunk `chunk` of row `row` stands: rows of STEP along K (of A, and of W as stored), swizzled so that eight
 /// rows' same chunk lies in all banks.

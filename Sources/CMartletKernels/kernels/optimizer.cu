@@ -301,7 +301,7 @@ template <bool SIGNED> struct Moment {
         u32 bits = 0;
 #pragma unroll
         for (int j = 0; j < 8; ++j) bits = max(bits, __float_as_uint(x[j / 4].at[j % 4]) & 0x7fffffffu);
-        return __uint_as_float(__reduce_max_sync(0xffffffffu, bits));
+        return __uint_as_float(warp_largest(bits));
     }
 
     template <bool WHOLE> __device__ __forceinline__ void encode(const Four (&x)[2], int i, int count) const {

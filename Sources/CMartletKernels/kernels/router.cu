@@ -62,11 +62,11 @@ extern "C" __global__ void __launch_bounds__(256) route(
         u32 largest = 0;
 #pragma unroll
         for (int i = 0; i < own; ++i) largest = max(largest, ranks[i]);
-        largest = __reduce_max_sync(all_lanes, largest);
+        largest = warp_largest(largest);
         u32 lowest = EXPERTS;
 #pragma unroll
         for (int i = own - 1; i >= 0; --i) lowest = ranks[i] == largest ? lane + 32 * i : lowest;
-        lowest = __reduce_min_sync(all_lanes, lowest);
+        lowest = warp_smallest(lowest);
         const float chosen = largest > 1 ? __uint_as_float(largest - 2) : not_a_number();
 #pragma unroll
         for (int i = 0; i < own; ++i) ranks[i] = lowest == lane + 32 * i ? 0u : ranks[i];

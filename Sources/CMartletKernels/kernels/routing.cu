@@ -14,11 +14,11 @@
 
 /// Sum over the block of 1024 threads, in every thread.
 __device__ __forceinline__ int block_sum(int x, int* shared) {
-    x = __reduce_add_sync(0xffffffffu, x);
+    x = warp_sum(x);
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
     __syncthreads();
-    return __reduce_add_sync(0xffffffffu, shared[threadIdx.x % 32]);
+    return warp_sum(shared[threadIdx.x % 32]);
 }
 
 /// Sum over the threads before this one; `total` over all.
@@ -34,8 +34,8 @@ __device__ __forceinline__ int block_scan(int x, int* shared, int& total) {
     if (lane == 31) shared[warp] = sum;
     __syncthreads();
     const int warps = shared[lane];
-    const int before = __reduce_add_sync(0xffffffffu, lane < warp ? warps : 0);
-    total = __reduce_add_sync(0xffffffffu, warps);
+    const int before = warp_sum(lane < warp ? warps : 0);
+    total = warp_sum(warps);
     return before + sum - x;
 }
 

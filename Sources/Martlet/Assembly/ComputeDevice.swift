@@ -7,7 +7,7 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
     /// The GPU if there is one that Martlet can use, else the CPU.
     case auto
     case cpu
-    /// An NVIDIA GPU of compute capability 8.0 or newer; an error if there is none.
+    /// An NVIDIA GPU of compute capability 7.5 or newer; an error if there is none.
     case cuda
     /// The same in float32: slow, for checking.
     case cudaFloat32 = "cuda-fp32"
@@ -32,7 +32,7 @@ public enum ComputeDevice: String, Sendable, CaseIterable {
         switch self {
         case .cpu: return (CPUBackend(threads: threads), nil)
         case .cuda: return (try CUDABackend(isDeterministic: isDeterministic), nil)
-        case .cudaFloat32: return (try CUDABackend(computeDType: .float32), nil)
+        case .cudaFloat32: return (try CUDABackend(inFloat32: true), nil)
         case .auto:
             do throws(MartletError) {
                 return (try CUDABackend(isDeterministic: isDeterministic), nil)

@@ -22,6 +22,8 @@ struct TrainerState: Sendable, Equatable {
     var best: Best?
     var evaluationsWithoutGain = 0
     var lastEvaluatedStep = 0
+    /// nil where gradients need none.
+    var lossScale: LossScale?
     var seed: Int
     var dataFingerprint: String
     /// What the chat template wrote as the time now when the run began; nil if it writes none.
@@ -38,7 +40,7 @@ struct TrainerState: Sendable, Equatable {
     }
 
     var json: JSON {
-        [
+        var object: JSONObject = [
             "format": .string(TrainerState.format), "step": .integer(step), "total_steps": .integer(totalSteps),
             "tokens": .integer(tokenCount), "best_step": best.map { .integer($0.step) } ?? .null,
             "best_metric": best.map { .number($0.loss) } ?? .null,
@@ -47,6 +49,8 @@ struct TrainerState: Sendable, Equatable {
             "data_fingerprint": .string(dataFingerprint),
             "template_date": templateDate.map { .string($0.description) } ?? .null, "recipe": recipe,
         ]
+        if let lossScale { object["loss_scale"] = lossScale.json }
+        return .object(object)
     }
 
     init(_ json: JSON, path: String) throws(MartletError) {
@@ -69,6 +73,7 @@ struct TrainerState: Sendable, Equatable {
         evaluationsWithoutGain = evaluations
         lastEvaluatedStep = lastEvaluated
         dataFingerprint = fingerprint
+        lossScale = LossScale(json["loss_scale"])
         templateDate = json["template_date"]?.string.flatMap(TemplateDate.init)
         if let step = json["best_step"]?.integer, let loss = json["best_metric"]?.number {
             best = Best(step: step, loss: loss)

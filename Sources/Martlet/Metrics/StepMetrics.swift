@@ -25,6 +25,8 @@ public struct StepMetrics: Sendable, Equatable {
     public var auxiliaryLoss: Double
     /// Router z loss, weighted.
     public var zLoss: Double
+    /// What gradients were multiplied by on their way, where they are float16.
+    public var lossScale: Double?
     /// For each sparse layer, the load of its busiest expert over the mean load: 1 is balance.
     public var expertLoadMaxOverMean: [Double]
     /// For each sparse layer, the entropy of its expert load over its largest value: 1 is balance.
@@ -41,6 +43,7 @@ public struct StepMetrics: Sendable, Equatable {
             "tokens": .integer(tokenCount),
             "peak_memory_bytes": .integer(peakMemoryByteCount),
         ]
+        if let lossScale { row["loss_scale"] = .number(lossScale) }
         if !expertLoadMaxOverMean.isEmpty {
             row["router_aux_loss"] = .number(auxiliaryLoss)
             row["router_z_loss"] = .number(zLoss)
@@ -57,6 +60,7 @@ public struct StepMetrics: Sendable, Equatable {
             ("train/epoch", epoch), ("train/tokens_per_second", tokensPerSecond),
             ("train/peak_memory_bytes", Double(peakMemoryByteCount)),
         ]
+        if let lossScale { scalars.append(("train/loss_scale", lossScale)) }
         if let busiest = expertLoadMaxOverMean.max() {
             scalars += [
                 ("router/aux_loss", auxiliaryLoss), ("router/z_loss", zLoss), ("router/load_max_over_mean", busiest),

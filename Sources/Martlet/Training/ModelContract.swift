@@ -6,8 +6,11 @@ package protocol TrainableModel: AnyObject {
     var backend: any Backend { get }
     /// Everything that is trained, in a fixed order, under stable names.
     var parameters: [Parameter] { get }
-    /// Zeroes the gradients, then runs forward and backward over the whole step, the loss divided by its target count.
-    func trainStep(_ step: PackedStep, index: Int) throws(MartletError) -> StepOutcome
+    /// Zeroes the gradients, then runs forward and backward over the whole step, the loss divided by its target count. The
+    /// gradients are left multiplied by `lossScale`.
+    func trainStep(_ step: PackedStep, index: Int, lossScale: Float) throws(MartletError) -> StepOutcome
+    /// Whether small gradients vanish without a loss scale.
+    var needsLossScale: Bool { get }
     /// Updates the parameters with the gradients of the last `trainStep`; a model may put it off until `settle`.
     func update(_ step: OptimizerStep)
     /// Comes before parameters or optimizer state are read.
@@ -19,6 +22,7 @@ package protocol TrainableModel: AnyObject {
 }
 
 extension TrainableModel {
+    package var needsLossScale: Bool { backend.computeDType == .float16 }
     package func update(_ step: OptimizerStep) { step.apply(to: parameters, on: backend) }
     package func settle() {}
 }

@@ -19,10 +19,12 @@ package struct Optimizer {
         maxGradNorm > 0 ? min(1, maxGradNorm / (norm + 1e-6)) : 1
     }
 
-    /// Update number `number` (from 1).
-    package func step(_ number: Int, gradientNorm: Double, learningRate: Double) -> OptimizerStep {
+    /// Update number `number` (from 1) with gradients that carry `lossScale`, and without it have this norm.
+    package func step(
+        _ number: Int, gradientNorm: Double, learningRate: Double, lossScale: Float = 1
+    ) -> OptimizerStep {
         OptimizerStep(
             settings, number: number, learningRate: Float(learningRate),
-            gradientScale: Float(clippingScale(forNorm: gradientNorm)))
+            gradientScale: Float(clippingScale(forNorm: gradientNorm)) / lossScale)
     }
 }

@@ -93,6 +93,7 @@ final class Trainer {
         let start = try Resume(recipe: recipe, store: store, files: files, fresh: state).start()
         state = start.state
         state.recipe = recipe.json
+        state.lossScale = model.needsLossScale ? state.lossScale ?? LossScale() : nil
         savedState = start.checkpoint == nil ? nil : state
         try AtomicFile.write(recipe.yaml, to: FileSystem.join(recipe.outputDir, "recipe.yaml"))
         metrics = try MetricsLog(folder: recipe.outputDir, keepingThrough: state.step)
@@ -114,12 +115,12 @@ final class Trainer {
         let clock = ContinuousClock(), began = clock.now
         let index = state.step
         let step = try parts.training.step(index)
-        let outcome = try model.trainStep(step, index: index)
-        try requireFinite(outcome, index + 1)
-        let (norm, check) = try audit.inspect(
-            step: index + 1, outcome, squares: model.gradientSquares(), on: model.backend)
+        let (outcome, squares) = try gradients(of: step, index)
+        let (norm, check) = try audit.inspect(step: index + 1, outcome, squares: squares, on: model.backend)
         let rate = schedule.learningRate(at: index)
-        model.update(optimizer.step(index + 1, gradientNorm: norm, learningRate: rate))
+        let scale = state.lossScale?.value
+        model.update(optimizer.step(index + 1, gradientNorm: norm, learningRate: rate, lossScale: scale ?? 1))
+        state.lossScale?.advance()
         state.step += 1
         state.tokenCount += step.tokenCount
         lastLoss = outcome.loss
@@ -128,7 +129,7 @@ final class Trainer {
             step: state.step, epoch: epoch, loss: outcome.loss, gradientNorm: norm, learningRate: rate,
             stepTokenCount: step.tokenCount, tokenCount: state.tokenCount, stepSeconds: (clock.now - began).inSeconds,
             peakMemoryByteCount: DeviceMemory.peak(of: model.backend), auxiliaryLoss: outcome.auxiliaryLoss,
-            zLoss: outcome.zLoss,
+            zLoss: outcome.zLoss, lossScale: scale.map(Double.init),
             expertLoadMaxOverMean: outcome.loadMaxOverMean, routerEntropy: outcome.routerEntropy_L)
         if state.step == 1 || state.step == totalSteps || state.step % recipe.loggingSteps == 0 {
             try metrics?.append(row.json)
@@ -141,6 +142,25 @@ final class Trainer {
         send(.step(row))
     }
 
+    /// Both passes over a step, and the squares of its gradients without the loss scale; at half the scale again where they are
+    /// not finite.
+    private func gradients(
+        of step: PackedStep, _ index: Int
+    ) throws(MartletError) -> (outcome: StepOutcome, squares: [Double]) {
+        while true {
+            let scale = state.lossScale?.value ?? 1
+            let outcome = try model.trainStep(step, index: index, lossScale: scale)
+            try requireFinite(outcome, index + 1)
+            let squares = model.gradientSquares(), isFinite = squares.allSatisfy(\.isFinite)
+            if isFinite || state.lossScale?.halve() != true {
+                return (outcome, squares.map { $0 / (Double(scale) * Double(scale)) })
+            }
+            note(
+                "step \(index + 1): a gradient is not finite at a loss scale of \(Int(scale)); the step is made again "
+                    + "at \(Int(state.lossScale?.value ?? 1))")
+        }
+    }
+
     private func requireFinite(_ outcome: StepOutcome, _ step: Int) throws(MartletError) {
         let total = outcome.lossSum + outcome.auxiliaryLoss + outcome.zLoss
         guard total.isFinite else {
@@ -151,7 +171,8 @@ final class Trainer {
             throw MartletError(
                 "the loss is not finite", in: "step \(step)" + (broken.map { ", tensor '\($0.name)'" } ?? ""),
                 because: parts + (broken == nil ? "" : "; that tensor or its gradient is the first that is not finite"),
-                fix: "lower 'learning_rate' or lengthen the warmup")
+                fix: "lower 'learning_rate' or lengthen the warmup"
+                    + (model.needsLossScale ? "; in float16 what is beyond 65504 is infinite: try 'device: cpu'" : ""))
         }
     }
 

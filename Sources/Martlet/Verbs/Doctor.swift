@@ -32,7 +32,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
         let arithmetic = [{ products(cases) }, { threads(cases) }]
         // Attention alone has sums that may go without an order.
         let attention = cases.filter { $0.op == "attention" }
-        var onGPU = [{ gpuInBFloat16(cases) }, { gpuInFloat32(cases) }]
+        var onGPU = [{ gpuInHalf(cases) }, { gpuInFloat32(cases) }]
         let cut = cases.filter(\.cutsTiles)
         if !cut.isEmpty { onGPU.insert({ gpuInEveryTile(cut) }, at: 0) }
         if !attention.isEmpty { onGPU.append { gpuInAnyOrder(attention) } }
@@ -155,12 +155,12 @@ public struct Doctor: Sendable, CustomStringConvertible {
         }
     }
 
-    private static func gpuInBFloat16(_ cases: [OpCase]) -> Check {
-        gpuCheck("ops on the GPU in bfloat16 against the CPU", .bfloat16, cases)
+    private static func gpuInHalf(_ cases: [OpCase]) -> Check {
+        gpuCheck(cases) { "ops on the GPU in \($0 == .float16 ? "float16" : "bfloat16") against the CPU" }
     }
 
     private static func gpuInAnyOrder(_ cases: [OpCase]) -> Check {
-        gpuCheck("attention on the GPU with 'deterministic: false'", .bfloat16, cases, isDeterministic: false)
+        gpuCheck(cases, isDeterministic: false) { _ in "attention on the GPU with 'deterministic: false'" }
     }
 
     /// How kernels are cut changes no number: every candidate against the usual one.
@@ -188,19 +188,19 @@ public struct Doctor: Sendable, CustomStringConvertible {
     }
 
     private static func gpuInFloat32(_ cases: [OpCase]) -> Check {
-        gpuCheck("ops on the GPU in float32 against the CPU", .float32, cases)
+        gpuCheck(cases, inFloat32: true) { _ in "ops on the GPU in float32 against the CPU" }
     }
 
     private static func gpuCheck(
-        _ name: String, _ dtype: DType, _ cases: [OpCase], isDeterministic: Bool = true
+        _ cases: [OpCase], inFloat32: Bool = false, isDeterministic: Bool = true, named name: (DType) -> String
     ) -> Check {
         do throws(MartletError) {
-            let backend = try CUDABackend(computeDType: dtype, isDeterministic: isDeterministic)
-            var check = parity(name, backend, with: CPUBackend(), cases: cases)
+            let backend = try CUDABackend(inFloat32: inFloat32, isDeterministic: isDeterministic)
+            var check = parity(name(backend.computeDType), backend, with: CPUBackend(), cases: cases)
             if check.isSound { check.advice = cudnnAdvice(backend.attentionRefusal) }
             return check
         } catch {
-            return Check(name: name, isSound: false, detail: "\(error)", advice: error.remedy)
+            return Check(name: "ops on the GPU", isSound: false, detail: "\(error)", advice: error.remedy)
         }
     }
 
@@ -212,7 +212,7 @@ public struct Doctor: Sendable, CustomStringConvertible {
     private static func gpuGradients() -> Check {
         let name = "gradients of adapters on the GPU, float32, against differences of the loss"
         return examine(name, advice: gpuAdvice) { () throws(MartletError) in
-            try Patient(backend: try CUDABackend(computeDType: .float32)).gradientVerdict(
+            try Patient(backend: try CUDABackend(inFloat32: true)).gradientVerdict(
                 ModelSettings(.lora, adapter: LoRASettings(rank: 3, alpha: 6)))
         }
     }

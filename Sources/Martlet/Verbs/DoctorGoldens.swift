@@ -2,7 +2,8 @@ public import MartletCore
 
 extension Doctor {
     /// Holds whole models against what transformers and PEFT computed with them; a check a golden. `folder` is one, or holds
-    /// some. In bfloat16, logits may be 2 % of the largest apart, losses 1 %, gradients 5 % of a tensor's largest.
+    /// some. In bfloat16, logits may be 2 % of the largest apart, losses 1 %, gradients 5 % of a tensor's largest; in float16 a
+    /// quarter of that.
     public static func examine(
         goldens folder: String, compute: Compute = Compute(), progress: (Check) -> Void = { _ in }
     ) throws(MartletError) -> Doctor {

@@ -23,7 +23,9 @@ struct Golden {
         var isSound: Bool { value <= bound }
     }
 
-    private var isCoarse: Bool { backend.computeDType == .bfloat16 }
+    private var isCoarse: Bool { backend.computeDType.isHalf }
+    /// What may lie between in 16 bits: float16 has 3 more of them behind the point than bfloat16, and gets a quarter.
+    private func coarse(_ bound: Double) -> Double { backend.computeDType == .float16 ? bound / 4 : bound }
 
     /// The model alone, and packed; then with its adapter, and in float32 with all weights trained: gradients and five steps of
     /// AdamW; the routers' auxiliary loss and gradients.
@@ -46,7 +48,7 @@ struct Golden {
         found.append(
             Distance(
                 name: "adapter's gradients", value: try factors(model, "lora.grad.") { $0.gradient },
-                bound: isCoarse ? 0.05 : 1e-4))
+                bound: isCoarse ? coarse(0.05) : 1e-4))
         // Moving weights change choices of experts, which no margin of the golden prevents.
         if !isCoarse || checkpoint.configuration.experts == nil {
             found.append(try losses("losses of 5 steps", model, "lora.losses"))
@@ -60,7 +62,7 @@ struct Golden {
         return found
     }
 
-    /// Every weight trained, the routers' too. Not in bfloat16, where no run trains them.
+    /// Every weight trained, the routers' too. Not in 16 bits, where no run trains them.
     private func whole() throws(MartletError) -> [Distance] {
         var settings = ModelSettings(.full)
         settings.trainsRouter = checkpoint.configuration.experts != nil
@@ -79,7 +81,7 @@ struct Golden {
         let losses = try steps(model), wanted = try floats(key).map(Double.init)
         return Distance(
             name: name, value: largest(zip(losses, wanted).map { $0 - $1 }) / largest(wanted),
-            bound: isCoarse ? 0.01 : 1e-3)
+            bound: isCoarse ? coarse(0.01) : 1e-3)
     }
 
     /// Losses before each of five steps and after the last, with the settings of tools/goldens/judge.py.
@@ -107,8 +109,8 @@ struct Golden {
         let routers = model.parameters.filter { $0.weight.kind == .router }
         let gradients = try parts(routers, model, "aux.grad.") { $0.gradient }
         return [
-            Distance(name: "auxiliary loss", value: auxiliary, bound: isCoarse ? 0.01 : 1e-5),
-            Distance(name: "routers' gradients", value: gradients, bound: isCoarse ? 0.05 : 1e-4),
+            Distance(name: "auxiliary loss", value: auxiliary, bound: isCoarse ? coarse(0.01) : 1e-5),
+            Distance(name: "routers' gradients", value: gradients, bound: isCoarse ? coarse(0.05) : 1e-4),
         ]
     }
 
@@ -118,14 +120,14 @@ struct Golden {
         let error = Parity.error(of: found, wanted)
         // In float32 an absolute one, as in docs/goldens.md.
         return isCoarse
-            ? Distance(name: name, value: error, bound: 0.02)
+            ? Distance(name: name, value: error, bound: coarse(0.02))
             : Distance(name: name, value: error * largest(wanted.map(Double.init)), bound: 1e-4)
     }
 
     private func loss(_ name: String, _ found: Double, _ key: String) throws(MartletError) -> Distance {
         let wanted = Double(try floats(key)[0]), apart = (found - wanted).magnitude
         return isCoarse
-            ? Distance(name: name, value: apart / wanted, bound: 0.01)
+            ? Distance(name: name, value: apart / wanted, bound: coarse(0.01))
             : Distance(name: name, value: apart, bound: 1e-5)
     }
 

@@ -4,7 +4,7 @@ package import MartletCore
 package enum AttentionPath: String, Sendable, CaseIterable {
     /// cuDNN: bfloat16 on Hopper.
     case cudnn
-    /// Our own tensor core kernels: bfloat16, heads of 64, 128, 192 and 256.
+    /// Our own tensor core kernels: 16 bits, heads of 64, 128, and where shared memory suffices 192 and 256.
     case flash
     /// Any head size up to 256 and dtype, slowly; what the others are checked against.
     case plain

@@ -13,10 +13,13 @@ struct FlashShape: Tile {
 
     init?(headSize: Int, sharedBytes: Int) {
         self.headSize = headSize
+        let isSmall = sharedBytes < 96 << 10
         switch headSize {
-        case 64: (warps, warpRows, blocks) = (4, 32, 3)
+        case 64: (warps, warpRows, blocks) = (4, 32, isSmall ? 2 : 3)
         case 128: (warps, warpRows, blocks) = (4, 32, sharedBytes > 128 << 10 ? 2 : 1)
-        case 192, 256: (warps, warpRows, blocks) = (sharedBytes > 128 << 10 ? 8 : 4, 16, 1)
+        case 192, 256:
+            guard !isSmall else { return nil }
+            (warps, warpRows, blocks) = (sharedBytes > 128 << 10 ? 8 : 4, 16, 1)
         default: return nil
         }
     }
@@ -46,8 +49,8 @@ struct FlashBackwardShape {
     init?(headSize: Int, sharedBytes: Int) {
         let candidates: [(Int, Int, Int, Int)]
         switch headSize {
-        case 64: candidates = [(128, 128, 8, 2), (128, 64, 8, 2)]
-        case 128: candidates = [(128, 64, 8, 2), (64, 64, 4, 1)]
+        case 64: candidates = [(128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 1)]
+        case 128: candidates = [(128, 64, 8, 2), (64, 64, 4, 1), (32, 64, 4, 1)]
         case 192: candidates = [(64, 64, 8, 2), (32, 64, 4, 1)]
         case 256: candidates = [(64, 64, 8, 2), (64, 64, 8, 1)]
         default: return nil
@@ -119,7 +122,7 @@ struct FlashScratch {
 extension CUDABackend {
     /// For the largest tile: if every row is a sequence, and keys up to four million rows.
     func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
-        guard shapes.trains, computeDType == .bfloat16, attentionPath != .plain, shapes.tokens > 0,
+        guard shapes.trains, computeDType.isHalf, attentionPath != .plain, shapes.tokens > 0,
             let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: device.architecture.sharedBytes)
         else { return }
         let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)
@@ -133,10 +136,21 @@ extension CUDABackend {
             stateCount: 1 + rows * heads * shape.warps + (rows + 1 << 15) * keyHeads)
     }
 
+    /// That attention is left to the plain kernels, where the fast ones do not fit the GPU; nil where they do.
+    func flashRemark(on shapes: ScratchShapes) -> String? {
+        let most = device.architecture.sharedBytes, size = shapes.headSize
+        guard computeDType.isHalf, cudnnAttention == nil, attentionPath != .plain, shapes.queryHeads > 0,
+            FlashShape(headSize: size, sharedBytes: most) == nil
+                || shapes.trains && FlashBackwardShape(headSize: size, sharedBytes: most) == nil
+        else { return nil }
+        return
+            "attention takes the plain kernels, which are slow: the fast ones do not have heads of \(size) on this GPU"
+    }
+
     /// False where there is no such kernel for this head size, dtype and GPU.
     func flashAttention(_ call: AttentionCall) -> Bool {
         let shapes = FlashShape.candidates(headSize: call.size, device.architecture)
-        guard call.q_TQD.dtype == .bfloat16, attentionPath != .plain, !shapes.isEmpty else { return false }
+        guard call.q_TQD.dtype.isHalf, attentionPath != .plain, !shapes.isEmpty else { return false }
         let head = [KernelDefine("HEAD", call.size)]
         tiles.cut(KernelVariant("attention_flash.cu", head), shapes) { shape in
             let table = attentionTables.table(.queries(shape.queries), call.spans)
@@ -153,7 +167,7 @@ extension CUDABackend {
     }
 
     func flashAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
-        guard call.q_TQD.dtype == .bfloat16, attentionPath != .plain,
+        guard call.q_TQD.dtype.isHalf, attentionPath != .plain,
             let shape = FlashBackwardShape(headSize: call.size, sharedBytes: device.architecture.sharedBytes)
         else { return false }
         let table = attentionTables.table(.keys(shape.keys, queryRows: shape.queries), call.spans)

@@ -15,13 +15,13 @@ extension CUDABackend {
         }
     }
 
-    /// y = x where one is float32 and the other bfloat16.
+    /// y = x where one is float32 and the other of 16 bits.
     package func convert(_ x_N: Tensor, into y_N: Tensor) {
         guard x_N.dtype != y_N.dtype else { return set(y_N, to: x_N) }
-        precondition(x_N.count == y_N.count && y_N.isBFloat16 != x_N.isBFloat16)
+        precondition(x_N.count == y_N.count && y_N.isHalf != x_N.isHalf)
         device.timed("convert") {
             launchFlat(
-                "elementwise.cu", y_N.isBFloat16 ? "to_half" : "to_float", over: x_N,
+                "elementwise.cu", y_N.isHalf ? "to_half" : "to_float", over: x_N,
                 [.tensor(x_N), .tensor(y_N), .long(x_N.count)])
         }
     }
@@ -48,18 +48,18 @@ extension CUDABackend {
 }
 
 extension Tensor {
-    /// True for bfloat16, false for float32; the kernels know no other floating-point storage.
-    var isBFloat16: Bool {
-        precondition(dtype == .bfloat16 || dtype == .float32, "\(dtype) is not computed with")
-        return dtype == .bfloat16
+    /// True for the GPU's 16-bit floats, false for float32; the kernels know no other floating-point storage.
+    var isHalf: Bool {
+        precondition(dtype.isFloat, "\(dtype) is not computed with")
+        return dtype.isHalf
     }
 }
 
 extension KernelDefine {
     /// What `element` is in elements.cuh.
-    static func storage(of x: Tensor) -> KernelDefine { KernelDefine("HALF", x.isBFloat16 ? 1 : 0) }
+    static func storage(of x: Tensor) -> KernelDefine { KernelDefine("HALF", x.isHalf ? 1 : 0) }
     /// What `parameter` is in elements.cuh: frozen weights are stored as activations are, trained ones in float32.
     static func parameter(_ weight: Tensor) -> KernelDefine {
-        KernelDefine("PARAMETER_HALF", weight.isBFloat16 ? 1 : 0)
+        KernelDefine("PARAMETER_HALF", weight.isHalf ? 1 : 0)
     }
 }

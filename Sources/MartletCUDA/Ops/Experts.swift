@@ -4,7 +4,7 @@ package import MartletCore
 package enum ExpertsPath: String, Sendable, CaseIterable {
     /// Grouped products by TMA and wgmma (sm_90a).
     case hopper
-    /// Grouped products by cp.async and mma.sync (sm_80 and newer).
+    /// Grouped products by mma.sync, and from sm_80 on cp.async.
     case portable
     /// One library product an expert; what the others are checked against.
     case loop
@@ -18,7 +18,7 @@ extension ExpertsSize {
 
     /// What keeps the grouped kernels from computing these; nil: nothing.
     func obstacle(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> String? {
-        if dtype != .bfloat16 { return "the grouped kernels compute in bfloat16 only" }
+        if !dtype.isHalf { return "the grouped kernels compute in 16 bits only" }
         if dropsOut { return "their adapters have dropout" }
         if trainsWeights { return "their weights are trained" }
         if a > 64 { return "rank \(a) is above 64" }
@@ -96,7 +96,7 @@ extension CUDABackend {
         if expertsPath(size, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights) == .loop {
             _ = LoopScratch(&scratch, size, computeDType, dropsOut: shapes.dropsOut)
         } else {
-            _ = GroupedScratch(&scratch, size.grouped)
+            _ = GroupedScratch(&scratch, size.grouped, computeDType)
         }
     }
 

@@ -2,7 +2,7 @@ internal import MartletCore
 
 /// Temporaries of the grouped kernels; contracts in the `.cu` files' headers.
 struct GroupedScratch {
-    // The adapters in bf16, at the padded rank; B also transposed, as the backward pass reads it.
+    // The adapters in the compute dtype, at the padded rank; B also transposed, as the backward pass reads it.
     let a1_EAH, b1_EFA, b1_EAF, a2_EAF, b2_EHA, b2_EAH: Tensor
     let position_R, tiles, tileCount, parts, partCount: Tensor
     let act_RF: Tensor
@@ -12,8 +12,8 @@ struct GroupedScratch {
     let q2w_RA: Tensor
     let partial: Tensor
 
-    init(_ scratch: inout Scratch, _ s: ExpertsSize) {
-        func half(_ scratch: inout Scratch, _ shape: Shape) -> Tensor { scratch.take(shape, .bfloat16) }
+    init(_ scratch: inout Scratch, _ s: ExpertsSize, _ dtype: DType) {
+        func half(_ scratch: inout Scratch, _ shape: Shape) -> Tensor { scratch.take(shape, dtype) }
         a1_EAH = half(&scratch, [s.e, s.a, s.h])
         b1_EFA = half(&scratch, [s.e, 2 * s.f, s.a])
         b1_EAF = half(&scratch, [s.e, s.a, 2 * s.f])
@@ -50,7 +50,7 @@ struct GroupedExperts {
     private let scratch: GroupedScratch
     /// The adapters' own rank; `size` has a multiple of 16.
     private let rank: Int
-    /// The adapters in bf16, at `size`'s rank.
+    /// The adapters in the compute dtype, at `size`'s rank.
     private let a1_EAH, b1_EFA, a2_EAF, b2_EHA: Tensor
 
     init(_ backend: CUDABackend, _ path: ExpertsPath, _ size: ExpertsSize, _ routing: Routing, _ experts: Experts) {
@@ -70,10 +70,10 @@ struct GroupedExperts {
         }
         self.experts = experts
         var layout = backend.scratch()
-        let scratch = GroupedScratch(&layout, size)
+        let scratch = GroupedScratch(&layout, size, backend.computeDType)
         self.scratch = scratch
         func half(_ factor: Tensor?, _ place: Tensor) -> Tensor {
-            guard let factor, isPadded || factor.dtype != .bfloat16 else { return factor ?? place }
+            guard let factor, isPadded || factor.dtype != place.dtype else { return factor ?? place }
             if isPadded { backend.pad(factor, into: place) } else { backend.convert(factor, into: place) }
             return place
         }
@@ -196,7 +196,9 @@ struct GroupedExperts {
                 KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", width), KernelDefine("RANK", size.a),
                 KernelDefine("TOP_K", size.k), KernelDefine("OUTPUT_MAJOR", outputMajor ? 1 : 0),
             ] + (rank == size.a ? [] : [KernelDefine("OWN_RANK", rank)])
-        backend.tiles.cut(KernelVariant("lora_gradient.cu", shape), GradientTile.candidates) { tile in
+        backend.tiles.cut(
+            KernelVariant("lora_gradient.cu", shape), GradientTile.candidates(rank: size.a, device.architecture)
+        ) { tile in
             let kernel = device.kernel(
                 "lora_gradient.cu", "lora_gradient", shape + tile.defines, sharedBytes: tile.sharedBytes(rank: size.a))
             device.launch(
@@ -293,14 +295,13 @@ struct GroupedExperts {
 }
 
 extension CUDABackend {
-    /// A factor [E, A, I] or [E, O, A] in bf16 at the larger rank of `place`, zeros behind its own.
+    /// A factor [E, A, I] or [E, O, A] in the compute dtype at the larger rank of `place`, zeros behind its own.
     fileprivate func pad(_ factor: Tensor, into place: Tensor) {
         // The axes that differ, and what follows them.
         let isLast = factor.shape[2] != place.shape[2], axis = isLast ? 2 : 1
         let length = factor.shape[axis] * (isLast ? 1 : factor.shape[2])
         let padded = place.shape[axis] * (isLast ? 1 : place.shape[2])
-        let kernel = device.kernel(
-            "lora_pad.cu", "lora_pad", [KernelDefine("HALF", factor.dtype == .bfloat16 ? 1 : 0)])
+        let kernel = device.kernel("lora_pad.cu", "lora_pad", [.storage(of: factor)])
         device.launch(
             kernel, Grid(ceilDiv(place.count, 256)), block: 256,
             [.tensor(factor), .tensor(place), .int(length), .int(padded), .long(place.count)])

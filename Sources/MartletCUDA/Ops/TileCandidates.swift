@@ -27,6 +27,8 @@ struct PortableTile: Tile {
                 PortableTile(step: 32, stages: 4), PortableTile(step: 32, stages: 5), PortableTile(step: 64, stages: 3),
                 PortableTile(columns: 256, step: 32, stages: 6), PortableTile(columns: 256, step: 64, stages: 3),
             ]
+        // Turing: its copies are not in the background.
+        case ..<(96 << 10): [PortableTile(step: 32, stages: 2)]
         // Two of 48 KB, or one.
         default:
             [
@@ -55,7 +57,9 @@ struct ProjectTile: Tile {
 struct GradientTile: Tile {
     let depth: Int
 
-    static let candidates = [2, 3, 4].map(GradientTile.init)
+    static func candidates(rank: Int, _ architecture: Architecture) -> [GradientTile] {
+        [2, 3, 4].map(GradientTile.init).filter { $0.sharedBytes(rank: rank) <= architecture.sharedBytes }
+    }
 
     func sharedBytes(rank: Int) -> Int { depth * (64 * 256 + 64 * rank * 2) }
     var defines: [KernelDefine] { [KernelDefine("DEPTH", depth)] }
@@ -64,8 +68,7 @@ struct GradientTile: Tile {
 extension FlashShape {
     /// Empty where there is none for this head size.
     static func candidates(headSize: Int, _ architecture: Architecture) -> [FlashShape] {
-        let bytes = architecture.sharedBytes
-        guard let usual = FlashShape(headSize: headSize, sharedBytes: bytes) else { return [] }
+        guard let usual = FlashShape(headSize: headSize, sharedBytes: architecture.sharedBytes) else { return [] }
         let others =
             switch headSize {
             case 64: [(4, 16, 4), (8, 16, 2)]
@@ -77,9 +80,12 @@ extension FlashShape {
                 var shape = usual
                 (shape.warps, shape.warpRows, shape.blocks) = (warps, warpRows, blocks)
                 return shape
-            }.filter { $0 != usual && $0.fits(bytes) }
+            }.filter { $0 != usual && $0.fits(architecture) }
     }
 
-    /// A multiprocessor has 1 KiB more than a block may have, and takes 1 KiB for each.
-    private func fits(_ bytes: Int) -> Bool { blocks * (sharedBytes + 1 << 10) <= bytes + 1 << 10 }
+    /// From Ampere on a multiprocessor has 1 KiB more than a block may have, and takes 1 KiB for each.
+    func fits(_ architecture: Architecture) -> Bool {
+        let taken = architecture.capability >= 80 ? 1 << 10 : 0
+        return blocks * (sharedBytes + taken) <= architecture.sharedBytes + taken
+    }
 }

@@ -45,7 +45,7 @@ extension CUDABackend {
     /// The most candidates that a kernel has here.
     package var tileCount: Int {
         let flash = [64, 128, 192, 256].map { FlashShape.candidates(headSize: $0, device.architecture).count }
-        let experts = [ProjectTile.candidates.count, GradientTile.candidates.count]
+        let experts = [ProjectTile.candidates.count, GradientTile.candidates(rank: 16, device.architecture).count]
         return (flash + experts + [PortableTile.candidates(device.architecture).count]).max() ?? 1
     }
 

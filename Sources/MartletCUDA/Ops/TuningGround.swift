@@ -12,7 +12,7 @@ struct TuningGround {
     /// nil where there is too little to do for a choice to matter: some 40 microseconds of a large GPU.
     init?(_ backend: CUDABackend, _ shapes: ScratchShapes) {
         (self.backend, self.shapes) = (backend, shapes)
-        guard shapes.trains, backend.computeDType == .bfloat16 else { return nil }
+        guard shapes.trains, backend.computeDType.isHalf else { return nil }
         let enough = 1 << 33
         if backend.groupsExperts(shapes) {
             var size = ExpertsSize(shapes)
@@ -68,33 +68,37 @@ private final class TuningMemory {
 
     init?(_ backend: CUDABackend, _ size: ExpertsSize?, _ shapes: ScratchShapes, _ sequence: Int) {
         var size = size, free = 0, total = 0
+        let dtype = backend.computeDType
         _ = backend.device.driver.memoryInfo(&free, &total)
         // Of the GiB that plans leave for kernels and libraries.
         let room = min(free, 1 << 30) - 256 << 20
-        while TuningMemory.byteCount(size, shapes, sequence) > room {
+        while TuningMemory.byteCount(size, shapes, sequence, dtype) > room {
             guard var smaller = size, smaller.e >= 4 * smaller.k else { return nil }
             (smaller.e, smaller.t) = (smaller.e / 2, smaller.t / 2)
             size = smaller
         }
-        guard let arena = try? backend.makeArena(byteCount: TuningMemory.byteCount(size, shapes, sequence)) else {
+        guard let arena = try? backend.makeArena(byteCount: TuningMemory.byteCount(size, shapes, sequence, dtype))
+        else {
             return nil
         }
         (self.backend, self.arena) = (backend, arena)
-        weights = TuningMemory.weights(size, in: arena)
+        weights = TuningMemory.weights(size, dtype, in: arena)
         experts = size.map { [weights] in ExpertsPart($0, weights, in: arena) }
-        attention = sequence > 0 ? AttentionPart(shapes, sequence, in: arena) : nil
+        attention = sequence > 0 ? AttentionPart(shapes, sequence, dtype, in: arena) : nil
     }
 
-    private static func byteCount(_ size: ExpertsSize?, _ shapes: ScratchShapes, _ sequence: Int) -> Int {
-        let arena = Arena.measuring(), weights = weights(size, in: arena)
+    private static func byteCount(
+        _ size: ExpertsSize?, _ shapes: ScratchShapes, _ sequence: Int, _ dtype: DType
+    ) -> Int {
+        let arena = Arena.measuring(), weights = weights(size, dtype, in: arena)
         _ = size.map { ExpertsPart($0, weights, in: arena) }
-        if sequence > 0 { _ = AttentionPart(shapes, sequence, in: arena) }
+        if sequence > 0 { _ = AttentionPart(shapes, sequence, dtype, in: arena) }
         return arena.byteCount
     }
 
     /// Of gate and up; those of down are the front of them. No less than 128 MB, for `evict`.
-    private static func weights(_ s: ExpertsSize?, in arena: Arena) -> Tensor {
-        arena.carve([max(s.map { $0.e * 2 * $0.f * $0.h } ?? 0, 1 << 26)], .bfloat16, for: .workspace)
+    private static func weights(_ s: ExpertsSize?, _ dtype: DType, in arena: Arena) -> Tensor {
+        arena.carve([max(s.map { $0.e * 2 * $0.f * $0.h } ?? 0, 1 << 26)], dtype, for: .workspace)
     }
 
     func fill() {
@@ -127,7 +131,9 @@ private struct ExpertsPart {
     private let size: ExpertsSize
 
     init(_ s: ExpertsSize, _ weights: Tensor, in arena: Arena) {
-        func carve(_ shape: Shape, _ dtype: DType = .bfloat16) -> Tensor { arena.carve(shape, dtype, for: .workspace) }
+        func carve(_ shape: Shape, _ dtype: DType = weights.dtype) -> Tensor {
+            arena.carve(shape, dtype, for: .workspace)
+        }
         size = s
         (x_TH, y_TH, gateUp_RF) = (carve([s.t, s.h]), carve([s.t, s.h]), carve([s.r, 2 * s.f]))
         logits_TE = carve([s.t, s.e])
@@ -168,9 +174,9 @@ private struct AttentionPart {
     private let q_TQD, k_TGD, v_TGD, o_TQD, logSumExp_TQ: Tensor
     private let spans: [AttentionSpan]
 
-    init(_ shapes: ScratchShapes, _ sequence: Int, in arena: Arena) {
+    init(_ shapes: ScratchShapes, _ sequence: Int, _ dtype: DType, in arena: Arena) {
         let count = max(1, min(shapes.tokens, 4096) / sequence), (T, D) = (count * sequence, shapes.headSize)
-        func carve(_ heads: Int) -> Tensor { arena.carve([T, heads, D], .bfloat16, for: .workspace) }
+        func carve(_ heads: Int) -> Tensor { arena.carve([T, heads, D], dtype, for: .workspace) }
         (q_TQD, o_TQD) = (carve(shapes.queryHeads), carve(shapes.queryHeads))
         (k_TGD, v_TGD) = (carve(shapes.keyValueHeads), carve(shapes.keyValueHeads))
         logSumExp_TQ = arena.carve([T, shapes.queryHeads], .float32, for: .workspace)

@@ -125,8 +125,8 @@ final class BLAS: @unchecked Sendable {
         device.makeCurrent()
         var plan = Plan(operation: nil, a: nil, b: nil, c: nil, algorithm: (0, 0, 0, 0, 0, 0, 0, 0))
         let key = PlanKey(
-            m: 1024, n: 1024, k: 1024, transposesA: false, transposesB: true, input: .bfloat16, output: .bfloat16,
-            alignment: [256, 256, 256])
+            m: 1024, n: 1024, k: 1024, transposesA: false, transposesB: true, input: device.architecture.half,
+            output: device.architecture.half, alignment: [256, 256, 256])
         if describe(key, &plan) == 0 { _ = chooseAlgorithm(key, &plan) }
     }
 

@@ -37,7 +37,7 @@ struct Compiler: Sendable {
         library.open(beside: "libnvrtc-builtins.so.\(major).\(minor)")
     }
 
-    /// A cubin.
+    /// A cubin; of an architecture as text, PTX.
     func compile(_ variant: KernelVariant, for architecture: Architecture) throws(MartletError) -> [UInt8] {
         let file = variant.file
         guard let source = KernelSources.text[file] else {
@@ -63,8 +63,9 @@ struct Compiler: Sendable {
             throw failure(
                 file, options, "\(entry) does not wait for the kernels before it: begin it with begin_kernel()")
         }
+        let (getImageSize, getImage) = architecture.isText ? (getTextSize, getText) : (getImageSize, getImage)
         var size = 0
-        guard getImageSize(program, &size) == 0, size > 0 else { throw failure(file, options, "no cubin was made") }
+        guard getImageSize(program, &size) == 0, size > 0 else { throw failure(file, options, "no code was made") }
         return [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
             buffer.withMemoryRebound(to: CChar.self) { chars in
                 if let base = chars.baseAddress { _ = getImage(program, base) }

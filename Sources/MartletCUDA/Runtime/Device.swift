@@ -9,8 +9,8 @@ final class Device {
     let driver: Driver
     let compiler: Compiler
     let name: String
-    /// 90 for compute capability 9.0.
-    let capability: Int
+    /// What kernels are compiled and ways chosen for: the GPU's own, unless it stands in for another.
+    let architecture: Architecture
     let multiprocessorCount: Int
     let totalByteCount: Int
     let driverVersion: Int
@@ -62,7 +62,8 @@ final class Device {
             _ = driver.deviceGetAttribute(&value, number, device)
             return Int(value)
         }
-        capability = attribute(75) * 10 + attribute(76)
+        let own = attribute(75) * 10 + attribute(76)
+        architecture = try Architecture.standIn(on: own) ?? Architecture(capability: own)
         multiprocessorCount = attribute(16)
         var label = [CChar](repeating: 0, count: 256), bytes = 0, version: Int32 = 0
         _ = driver.deviceGetName(&label, 255, device)
@@ -71,14 +72,15 @@ final class Device {
         name = String(decoding: label.map(UInt8.init(bitPattern:)).prefix { $0 != 0 }, as: UTF8.self)
         totalByteCount = bytes
         driverVersion = Int(version)
-        guard capability >= 80 else {
+        guard own >= 75 else {
             throw MartletError(
-                "\(name) is too old", because: "its compute capability is \(capability / 10).\(capability % 10)",
-                fix: "Martlet's kernels need 8.0 (Ampere) or newer; train on the CPU with 'device: cpu'")
+                "\(name) is too old", because: "its compute capability is \(own / 10).\(own % 10)",
+                fix: "Martlet's kernels need 7.5 (Turing) or newer; train on the CPU with 'device: cpu'")
         }
     }
 
-    var architecture: Architecture { Architecture(capability: capability) }
+    /// 90 for compute capability 9.0.
+    var capability: Int { architecture.capability }
 
     /// Lets libraries work for this GPU on the thread that calls.
     func makeCurrent() { _ = driver.contextSetCurrent(context) }

@@ -6,12 +6,12 @@ package import MartletCore
 /// Constants are those of a common model (H 2048, F 768, E 128, K 8, D 128, ranks 16 and 64), and odd ones where a kernel
 /// has a slow path for them. Where an op chooses constants by architecture or width, its own rule is asked.
 package enum KernelCatalog {
-    /// No kernel is meant for 75 (Turing): its tensor cores have no bfloat16, and `Device` refuses it.
-    static let architectures = [80, 86, 89, 90, 100, 120].map(Architecture.init)
+    static let architectures = [75, 80, 86, 89, 90, 100, 120].map { Architecture(capability: $0) }
 
     static func variants(for architecture: Architecture) -> [KernelVariant] {
         // The slow ones first, so that no processor is left with one at the end.
-        attention(architecture) + products(architecture) + projections(architecture) + adapters + plain + routing
+        attention(architecture) + products(architecture) + projections(architecture) + adapters(architecture) + plain
+            + routing
     }
 
     // MARK: The floors of a layer
@@ -36,8 +36,9 @@ package enum KernelCatalog {
                     KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", 2048), KernelDefine("INNER", 768),
                     chosen, KernelDefine("RANK", rank),
                 ]
-                // Candidates differ alike whatever the rank.
-                let portable = tiles.prefix(rank == 16 ? tiles.count : 1).map {
+                // Candidates differ alike whatever the rank; one of these modes takes weights as stored, one along K.
+                let isTried = rank == 16 && (mode == .up || mode == .dact)
+                let portable = tiles.prefix(isTried ? tiles.count : 1).map {
                     KernelVariant("grouped_gemm_sm80.cu", defines + $0.defines)
                 }
                 guard architecture.capability == 90 else { return portable }
@@ -55,8 +56,9 @@ package enum KernelCatalog {
         }
     }
 
-    private static var adapters: [KernelVariant] {
+    private static func adapters(_ architecture: Architecture) -> [KernelVariant] {
         [16, 64].flatMap { rank in
+            let gradients = GradientTile.candidates(rank: rank, architecture)
             return [KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank)])]
                 + [(1, 2048), (0, 768)].flatMap { gathers, width in
                     let defines = [
@@ -64,7 +66,7 @@ package enum KernelCatalog {
                         chosen,
                     ]
                     return ProjectTile.candidates.map { KernelVariant("lora_project.cu", defines + $0.defines) }
-                        + GradientTile.candidates.flatMap { tile in
+                        + gradients.flatMap { tile in
                             [0, 1].map {
                                 KernelVariant(
                                     "lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)] + tile.defines)
@@ -75,7 +77,7 @@ package enum KernelCatalog {
                             KernelVariant(
                                 "lora_gradient.cu",
                                 defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)]
-                                    + GradientTile.candidates[0].defines)
+                                    + gradients[0].defines)
                         }
                 }
         }

@@ -3,7 +3,9 @@
 
 extension DType {
     /// Whether the elements are floating-point numbers.
-    package var isFloat: Bool { self == .float32 || self == .bfloat16 || self == .float16 }
+    package var isFloat: Bool { self == .float32 || isHalf }
+    /// Floating-point numbers of 16 bits.
+    package var isHalf: Bool { self == .bfloat16 || self == .float16 }
 }
 
 /// Elements of a floating `dtype` as float32; any alignment. `destination` has at least as many elements.
@@ -66,6 +68,28 @@ package func containsNonFinite(_ bytes: UnsafeRawBufferPointer, as dtype: DType)
         $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[(wordCount * 8)...]))
     }
     return ((tail & exponents) &+ ones) & signs != 0
+}
+
+/// The largest magnitude among elements of a floating `dtype`. Without the sign, bit patterns are in the order of the numbers.
+package func largestMagnitude(_ bytes: UnsafeRawBufferPointer, as dtype: DType) -> Float {
+    precondition(dtype.isFloat)
+    switch dtype {
+    case .bfloat16: return Float(bfloat16Bits: largest(bytes, ~(1 << 15) as UInt16))
+    case .float16: return Float(bitPattern: widenFloat16(largest(bytes, ~(1 << 15))))
+    default: return Float(bitPattern: largest(bytes, ~(1 << 31)))
+    }
+}
+
+@inline(__always)
+private func largest<Bits: FixedWidthInteger & BitwiseCopyable>(_ bytes: UnsafeRawBufferPointer, _ mask: Bits) -> Bits {
+    guard let base = bytes.baseAddress else { return 0 }
+    let size = MemoryLayout<Bits>.size, count = bytes.count / size
+    var most: Bits = 0, i = 0
+    while i < count {
+        most = max(most, (base + i &* size).loadUnaligned(as: Bits.self) & mask)
+        i &+= 1
+    }
+    return most
 }
 
 @inline(__always)

@@ -41,6 +41,12 @@ package struct HostTensor: Sendable {
         }
     }
 
+    /// The largest magnitude of all elements.
+    package func largestMagnitude() throws(MartletError) -> Float {
+        let dtype = try floatDType()
+        return withBytes { MartletCore.largestMagnitude($0, as: dtype) }
+    }
+
     /// Whether an element is infinite or not a number.
     package var hasNonFinite: Bool { dtype.map { dtype in withBytes { containsNonFinite($0, as: dtype) } } ?? false }
 }

@@ -8,6 +8,16 @@ public enum DType: String, Sendable, CaseIterable {
     case int64 = "I64"
     case uint8 = "U8"
 
+    /// "bf16"
+    package var shortName: String {
+        switch self {
+        case .float32: "fp32"
+        case .bfloat16: "bf16"
+        case .float16: "fp16"
+        default: rawValue.lowercased()
+        }
+    }
+
     /// Bytes of one element.
     public var byteCount: Int {
         switch self {

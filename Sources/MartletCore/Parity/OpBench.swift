@@ -81,7 +81,10 @@ package final class OpBench {
             backend.download(tensor, into: UnsafeMutableRawBufferPointer(buffer))
             count = tensor.count
         }
-        return bits.map { Float(bfloat16Bits: $0) }
+        return [Float](unsafeUninitializedCapacity: tensor.count) { buffer, count in
+            bits.withUnsafeBytes { convertToFloat($0, as: tensor.dtype, into: buffer) }
+            count = tensor.count
+        }
     }
 
     package func ids(_ tensor: Tensor) -> [Int32] {

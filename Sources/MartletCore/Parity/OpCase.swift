@@ -57,9 +57,15 @@ package struct OpCase: Sendable {
 
     /// The same case with inputs that bfloat16 holds exactly, so that backends of either dtype start from the same
     /// numbers.
-    package var inBFloat16: OpCase {
+    package var inBFloat16: OpCase { rounded(1) }
+
+    /// The same with a quarter of that, so that no result comes near the 65504 at which float16 ends. It holds them exactly,
+    /// but for those that are almost 0.
+    package var inFloat16: OpCase { rounded(0.25) }
+
+    private func rounded(_ scale: Float) -> OpCase {
         var copy = self
-        copy.inputs = inputs.mapValues { $0.map { Float(bfloat16Bits: $0.bfloat16Bits) } }
+        copy.inputs = inputs.mapValues { $0.map { scale * Float(bfloat16Bits: $0.bfloat16Bits) } }
         return copy
     }
 

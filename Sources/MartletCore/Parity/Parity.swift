@@ -21,18 +21,25 @@ package struct ParityResult: Sendable, CustomStringConvertible {
 /// Whether a backend computes what another one does, op by op, forward and backward.
 package enum Parity {
     /// What may lie between two backends of this compute dtype, relative to the largest value of a result.
-    package static func tolerance(of dtype: DType) -> Double { dtype == .bfloat16 ? 3e-2 : 1e-4 }
+    package static func tolerance(of dtype: DType) -> Double {
+        switch dtype {
+        case .bfloat16: 3e-2
+        case .float16: 5e-3
+        default: 1e-4
+        }
+    }
 
-    /// Runs every case on both. If either computes in bfloat16, both get inputs that bfloat16 holds exactly. Without a
+    /// Runs every case on both. If either computes in 16 bits, both get inputs that it holds exactly. Without a
     /// `tolerance` that of the coarser dtype counts.
     package static func compare(
         _ backend: any Backend, with reference: any Backend, tolerance: Double? = nil, cases: [OpCase] = Parity.cases
     ) throws(MartletError) -> [ParityResult] {
-        let isCoarse = [backend.computeDType, reference.computeDType].contains(.bfloat16)
-        let tolerance = tolerance ?? Parity.tolerance(of: isCoarse ? .bfloat16 : .float32)
+        let dtypes = [backend.computeDType, reference.computeDType]
+        let tolerance = tolerance ?? dtypes.map { Parity.tolerance(of: $0) }.reduce(0, max)
         var results: [ParityResult] = []
         for exact in cases {
-            let c = isCoarse ? exact.inBFloat16 : exact
+            let c =
+                dtypes.contains(.float16) ? exact.inFloat16 : dtypes.contains(.bfloat16) ? exact.inBFloat16 : exact
             let wanted = try c.run(on: reference), found = try c.run(on: backend)
             for (name, values) in wanted.results.sorted(by: { $0.key < $1.key }) {
                 results.append(

@@ -32,12 +32,26 @@ extension Checkpoint {
             tensor.releasePages()
         }
         // The backend looks faster than the host; the host then finds the name.
-        guard checksValues, !backend.isFinite(destination) else { return }
+        guard checksValues else { return }
+        if destination.dtype == .float16 { try requireDigits(parts) }
+        guard !backend.isFinite(destination) else { return }
         if let (_, tensor) = parts.first(where: \.tensor.hasNonFinite) { throw nonFinite(tensor) }
         throw MartletError(
             "a weight is too large to compute with", in: parts.first.map(\.tensor.location),
             because: "it is finite in its file, and not in \(backend.computeDType.rawValue)",
             fix: "train with 'device: cpu', which computes in float32, or look for what is wrong with the model")
+    }
+
+    /// What is too small for float16 as a whole is not a weight that some numbers of vanish in.
+    private func requireDigits(_ parts: [(part: WeightPart, tensor: HostTensor)]) throws(MartletError) {
+        for (_, tensor) in parts where tensor.dtype != .float16 {
+            let largest = try tensor.largestMagnitude()
+            guard largest > 0, largest < 0x1p-14 else { continue }
+            throw MartletError(
+                "a weight is too small to compute with", in: tensor.location,
+                because: "the largest of it is \(largest), where float16 has lost digits already",
+                fix: "train with 'device: cpu', which computes in float32, or look for what is wrong with the model")
+        }
     }
 
     /// The weight as float32, row-major.
