@@ -40,6 +40,7 @@ extension CUDABackend {
         attentionTables.reserve(tokens: shapes.tokens, in: arena)
 
         cudnnAttention?.reserve(for: shapes, in: arena)
+        if !arena.isMeasuring { tuneTiles(for: shapes) }
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.

@@ -58,7 +58,6 @@ class Module:
         options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17", b"-default-device", b"-lineinfo"]
         options += [f"-D{k}={v}".encode() for k, v in defines.items()]
         options += os.environ.get("DEFINES", "").encode().split()
-        if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
         result = nvrtc.nvrtcCompileProgram(program, len(options), options)
         # Two bytes at least: a bytes object of one is shared by the whole interpreter, and NVRTC writes into this one.
         log = b" " * max(2, must(nvrtc.nvrtcGetProgramLogSize(program)))
@@ -95,6 +94,8 @@ class Experts:
         g = torch.Generator("cuda").manual_seed(seed)
         rand = lambda *shape, std=1.0: (torch.randn(*shape, device="cuda", generator=g, dtype=torch.float32) * std).to(bf16)
         self.H, self.F, self.E, self.K, self.A, self.scale = H, F, E, K, A, scale
+        # Tiles of the kernels that have a choice.
+        self.tile, self.blocks, self.depth = (TILE_COLUMNS, STEP, STAGES), 2, int(os.environ.get("DEPTH", 2))
         self.T, self.R = ids.numel() // K, ids.numel()
         T, R = self.T, self.R
         self.ids = ids.to("cuda", torch.int32).contiguous()
@@ -110,7 +111,7 @@ class Experts:
         # One row more than needed: it must stay NaN.
         self.gate_up, self.act, self.out = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
         self.dgate_up, self.act2, self.dxr = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
-        self.partial_count = -(-F // (TILE_COLUMNS if portable else 192))
+        self.partial_count = -(-F // (128 if portable else 192))
         self.partial = poison(self.partial_count, R, dtype=torch.float32)
         self.dweight = poison(R, dtype=torch.float32)
         if A:
@@ -164,21 +165,22 @@ class Experts:
                             DACT: (self.dy, self.wd, self.F), DX: (self.dgate_up, self.wgu, self.H)}[mode]
         a_ext, b_ext = {UP: (self.p1, self.b1), DOWN: (self.p2, self.b2), DACT: (self.q2, self.a2),
                         DX: (self.q1, self.a1)}[mode] if self.A else (None, None)
-        grid = (self.R // 128 + self.E) * -(-outputs // TILE_COLUMNS)
-        Module("grouped_gemm_sm80", TILE_COLUMNS=TILE_COLUMNS, STEP=STEP, STAGES=STAGES, **defines)(
-            "grouped_gemm", grid, TILE_COLUMNS, rows, b, a_ext, b_ext, rows, *rest,
-            shared=STAGES * STEP * 2 * (128 + TILE_COLUMNS))
+        columns, step, stages = self.tile
+        Module("grouped_gemm_sm80", TILE_COLUMNS=columns, STEP=step, STAGES=stages, **defines)(
+            "grouped_gemm", (self.R // 128 + self.E) * -(-outputs // columns), columns, rows, b, a_ext, b_ext, rows, *rest,
+            shared=stages * step * 2 * (128 + columns))
 
     def project(self, source, matrix, p, weighted, gathers):
-        Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K)(
+        Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K, BLOCKS=self.blocks)(
             "lora_project", 2 * (self.R // 128 + self.E), 256, source, matrix, self.order, self.tiles, self.tile_count,
             self.weight, self.scale, p, weighted)
 
     def gradient(self, u, v, out, gathers, output_major):
         width = out.shape[1] if output_major else out.shape[2]
-        Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major))(
+        Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major),
+               DEPTH=self.depth)(
             "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out,
-            shared=int(os.environ.get('DEPTH', 2)) * (64 * 256 + 64 * self.A * 2))
+            shared=self.depth * (64 * 256 + 64 * self.A * 2))
 
     def up(self):
         if self.A: self.project(self.x, self.a1, self.p1, None, True)

@@ -32,31 +32,7 @@ struct GroupedScratch {
         q1_RA = half(&scratch, [s.r, s.a])
         q2_RA = half(&scratch, [s.r, s.a])
         q2w_RA = half(&scratch, [s.r, s.a])
-        partial = scratch.take([ceilDiv(s.f, PortableTile.columns), s.r], .float32)
-    }
-}
-
-/// How the portable kernel is cut: what fits a GPU's shared memory, two blocks a multiprocessor where that is enough.
-struct PortableTile {
-    static let columns = 128
-    let step: Int
-    let stages: Int
-
-    init(capability: Int) {
-        switch capability {
-        case 90, 100, 103: (step, stages) = (64, 3)
-        case 80, 87: (step, stages) = (32, 4)
-        case 75: (step, stages) = (32, 2)
-        default: (step, stages) = (32, 3)
-        }
-    }
-
-    var sharedBytes: Int { stages * step * 2 * (128 + PortableTile.columns) }
-    var defines: [KernelDefine] {
-        [
-            KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", step),
-            KernelDefine("STAGES", stages),
-        ]
+        partial = scratch.take([ceilDiv(s.f, PortableTile.partialColumns), s.r], .float32)
     }
 }
 
@@ -160,8 +136,8 @@ struct GroupedExperts {
             ])
     }
 
-    /// Column tiles of dact, each of which leaves a partial sum a row.
-    private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.columns) }
+    /// Pieces of dact's columns, each of which leaves a partial sum a row.
+    private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.partialColumns) }
 
     /// x A^T of the gate and up projections; of the down projection what is kept is weighted, as its gradient wants it.
     private var p1_RA: Tensor { experts.gateUpAdapter?.low ?? scratch.p_RA }
@@ -195,34 +171,40 @@ struct GroupedExperts {
         _ source: Tensor, _ matrix_EAI: Tensor, _ scale: Float, into p_RA: Tensor, weighted: Tensor? = nil,
         gathers: Bool
     ) {
-        let kernel = device.kernel(
-            "lora_project.cu", "lora_project",
-            [
-                KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", matrix_EAI.shape[2]),
-                KernelDefine("RANK", size.a), KernelDefine("TOP_K", size.k),
-            ])
-        device.launch(
-            kernel, Grid(2 * size.tileCount), block: 256,
-            [
-                .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
-                .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
-                .optional(weighted),
-            ])
+        let shape = [
+            KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", matrix_EAI.shape[2]),
+            KernelDefine("RANK", size.a), KernelDefine("TOP_K", size.k),
+        ]
+        backend.tiles.cut(KernelVariant("lora_project.cu", shape), ProjectTile.candidates) { tile in
+            device.launch(
+                device.kernel("lora_project.cu", "lora_project", shape + tile.defines), Grid(2 * size.tileCount),
+                block: 256,
+                [
+                    .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
+                    .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
+                    .optional(weighted),
+                ])
+        }
     }
 
     /// dM += u^T v over the rows of each expert.
     private func gradient(_ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, gathers: Bool, outputMajor: Bool) {
         guard let dM else { return }
         let width = dM.shape[outputMajor ? 1 : 2]
-        let kernel = device.kernel(
-            "lora_gradient.cu", "lora_gradient",
+        let shape =
             [
                 KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", width), KernelDefine("RANK", size.a),
                 KernelDefine("TOP_K", size.k), KernelDefine("OUTPUT_MAJOR", outputMajor ? 1 : 0),
-            ] + (rank == size.a ? [] : [KernelDefine("OWN_RANK", rank)]), sharedBytes: 2 * (64 * 256 + 64 * size.a * 2))
-        device.launch(
-            kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
-            [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+            ] + (rank == size.a ? [] : [KernelDefine("OWN_RANK", rank)])
+        backend.tiles.cut(
+            KernelVariant("lora_gradient.cu", shape), GradientTile.candidates(rank: size.a, device.architecture)
+        ) { tile in
+            let kernel = device.kernel(
+                "lora_gradient.cu", "lora_gradient", shape + tile.defines, sharedBytes: tile.sharedBytes(rank: size.a))
+            device.launch(
+                kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
+                [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+        }
     }
 
     private func product(_ mode: Mode, _ a: Tensor, _ gateUp_RF: Tensor, into out: Tensor, _ act_RF: Tensor?) {
@@ -257,15 +239,20 @@ struct GroupedExperts {
     private func portable(
         _ mode: Mode, _ a: Tensor, _ defines: [KernelDefine], _ rest: [KernelArgument], hasAdapter: Bool
     ) {
-        let tile = PortableTile(capability: device.capability)
-        let kernel = device.kernel(
-            "grouped_gemm_sm80.cu", "grouped_gemm", defines + tile.defines, sharedBytes: tile.sharedBytes)
         let outputs = mode == .up ? 2 * size.f : mode == .dact ? size.f : size.h
         let weight = mode == .up || mode == .dx ? experts.gateUp_EFH : experts.down_EHF
         let (p, matrix) = adapterOperands(mode)
-        device.launch(
-            kernel, Grid(size.tileCount * ceilDiv(outputs, PortableTile.columns)), block: PortableTile.columns,
-            [.tensor(a), .tensor(weight), .optional(hasAdapter ? p : nil), .optional(hasAdapter ? matrix : nil)] + rest)
+        let operands: [KernelArgument] = [
+            .tensor(a), .tensor(weight), .optional(hasAdapter ? p : nil), .optional(hasAdapter ? matrix : nil),
+        ]
+        backend.tiles.cut(
+            KernelVariant("grouped_gemm_sm80.cu", defines), PortableTile.candidates(device.architecture)
+        ) { tile in
+            let kernel = device.kernel(
+                "grouped_gemm_sm80.cu", "grouped_gemm", defines + tile.defines, sharedBytes: tile.sharedBytes)
+            device.launch(
+                kernel, Grid(size.tileCount * ceilDiv(outputs, tile.columns)), block: tile.columns, operands + rest)
+        }
     }
 
     /// The adapter's extension of both operands: the skinny product, and the matrix that it is multiplied by.
