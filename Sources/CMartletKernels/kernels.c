@@ -102,6 +102,9 @@ static const unsigned char attention_flash[] = {
 static const unsigned char attention_flash_backward[] = {
 #embed "kernels/attention_flash_backward.cu"
 };
+static const unsigned char attention_sm90_backward[] = {
+#embed "kernels/attention_sm90_backward.cu"
+};
 static const unsigned char attention_plain[] = {
 #embed "kernels/attention_plain.cu"
 };
@@ -141,6 +144,7 @@ static const MartletKernelSource sources[] = {
     {"flash.cuh", flash, sizeof flash},
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
+    {"attention_sm90_backward.cu", attention_sm90_backward, sizeof attention_sm90_backward},
     {"attention_plain.cu", attention_plain, sizeof attention_plain},
 };
 const MartletKernelSource *const martletKernelSources = sources;

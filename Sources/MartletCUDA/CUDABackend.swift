@@ -64,12 +64,21 @@ package final class CUDABackend: Backend {
                 error.problem, in: "MARTLET_ATTENTION", because: error.reason,
                 fix: error.remedy.map { $0 + "; or unset MARTLET_ATTENTION" } ?? "unset MARTLET_ATTENTION")
         }
+        if environment("MARTLET_ATTENTION") == AttentionPath.hopper.rawValue, computeDType.isHalf,
+            device.capability != 90
+        {
+            throw MartletError(
+                "there is no such kernel for this GPU", in: "MARTLET_ATTENTION", because: "\(name) is not a Hopper",
+                fix: "unset MARTLET_ATTENTION")
+        }
     }
 
     private func makeAttention() -> CuDNNAttention? {
-        guard computeDType.isHalf, attentionPath == .cudnn else { return nil }
+        guard computeDType.isHalf, attentionPath == .cudnn || attentionPath == .hopper else { return nil }
         do throws(MartletError) {
-            return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
+            return try CuDNNAttention(
+                device, staging, isDeterministic: wantsOrder,
+                sizeWithoutBackward: attentionPath == .hopper ? HopperBackward.headSize : nil)
         } catch {
             missingAttention = error
             return nil
@@ -86,6 +95,9 @@ package final class CUDABackend: Backend {
         return [
             halfRemark(trains: shapes.trains), expertsRemark(on: shapes), flashRemark(on: shapes),
             attention.map { "attention is computed by our own kernels, about half as fast as cuDNN's: \($0.problem)" },
+            !wantsOrder && shapes.trains && usesHopperBackward(headSize: shapes.headSize)
+                ? "'deterministic: false' changes nothing: heads of \(shapes.headSize) go backward in a fixed order"
+                : nil,
         ].compactMap { $0 }
     }
 
@@ -111,6 +123,8 @@ package final class CUDABackend: Backend {
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
             + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))
+            + (usesHopperBackward(headSize: HopperBackward.headSize)
+                ? " (backward by our own kernel where heads have 128)" : "")
     }
 
     /// Bytes of the GPU's memory in use, by this process or any other.

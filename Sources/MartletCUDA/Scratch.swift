@@ -61,6 +61,7 @@ extension CUDABackend {
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank)
             },
             { self.reserveExperts(&$0, shapes) },
+            { self.reserveHopperBackward(&$0, shapes) },
             { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
             { self.cudnnAttention?.layOut(&$0, shapes) },

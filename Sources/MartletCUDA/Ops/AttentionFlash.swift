@@ -123,6 +123,7 @@ extension CUDABackend {
     /// For the largest tile: if every row is a sequence, and keys up to four million rows.
     func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
         guard shapes.trains, computeDType.isHalf, attentionPath != .plain, shapes.tokens > 0,
+            !usesHopperBackward(headSize: shapes.headSize),
             let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: device.architecture.sharedBytes)
         else { return }
         let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)

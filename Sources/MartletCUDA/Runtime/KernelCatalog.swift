@@ -20,7 +20,8 @@ package enum KernelCatalog {
         let sizes = [256, 192, 128, 64], sharedBytes = architecture.sharedBytes
         let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
         let forward = sizes.flatMap { FlashShape.candidates(headSize: $0, architecture) }
-        return backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
+        return (architecture.capability == 90 ? [KernelVariant("attention_sm90_backward.cu")] : [])
+            + backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
             + forward.map { KernelVariant("attention_flash.cu", [KernelDefine("HEAD", $0.headSize)] + $0.defines) }
             + halves.flatMap { half in
                 [10, 96].map { KernelVariant("attention_plain.cu", [half, KernelDefine("HEAD", $0)]) }
