@@ -38,7 +38,7 @@ package enum KernelCatalog {
                 ]
                 let variant = KernelVariant("grouped_gemm_sm80.cu", defines + portable)
                 guard architecture.capability == 90 else { return [variant] }
-                let file = mode == .dx ? "grouped_gemm_dx_sm90.cu" : "grouped_gemm_sm90.cu"
+                let file = GroupedExperts.hopperFile(mode, rank: rank)
                 return [KernelVariant(file, defines), variant]
             }
         }
