@@ -85,12 +85,12 @@ struct GroupedExperts {
 
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
         prepare()
-        if let lora = experts.gateUpAdapter {
+        if let lora = experts.gateUpAdapter, !makesLow(.up) {
             project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
         }
         product(.up, x_TH, gateUp_RF, into: gateUp_RF, scratch.act_RF)
         guard let y_TH else { return }
-        if let lora = experts.downAdapter {
+        if let lora = experts.downAdapter, !makesLow(.down) {
             project(scratch.act_RF, a2_EAF, lora.scale, into: scratch.p_RA, weighted: lora.low, gathers: false)
         }
         product(.down, scratch.act_RF, gateUp_RF, into: scratch.rows_RH, nil)
@@ -107,7 +107,7 @@ struct GroupedExperts {
     func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
         prepare()
         let s = scratch
-        if let lora = experts.downAdapter {
+        if let lora = experts.downAdapter, !makesLow(.dact) {
             transpose(b2_EHA, into: s.b2_EAH)
             project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
         }
@@ -134,6 +134,35 @@ struct GroupedExperts {
                 .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial),
                 .int(partialCount), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
             ])
+    }
+
+    /// Whether a mode makes its adapter's skinny product on the way, on Hopper: a launch less and no second reading of its rows,
+    /// but more work for the tensor cores, which tells where there are many rows (lab log).
+    private func makesLow(_ mode: Mode) -> Bool {
+        guard path == .hopper, size.a == GroupedExperts.lowRank else { return false }
+        let rows = size.r / size.e
+        return switch mode {
+        case .up: true
+        case .down: rows < 384
+        case .dact: rows < 192
+        case .dx: false
+        }
+    }
+    private static let lowRank = 16
+
+    /// The kernels of a mode on Hopper.
+    static func hopperFiles(_ mode: Mode, rank: Int) -> [String] {
+        if mode == .dx { return ["grouped_gemm_dx_sm90.cu"] }
+        return (rank == lowRank ? ["grouped_gemm_low_sm90.cu"] : []) + ["grouped_gemm_sm90.cu"]
+    }
+
+    /// Where such a product is stored for the adapters' gradients.
+    private func kept(_ mode: Mode) -> Tensor? {
+        switch mode {
+        case .up: experts.gateUpAdapter?.low
+        case .down: experts.downAdapter?.low
+        default: scratch.q2w_RA
+        }
     }
 
     /// Pieces of dact's columns, each of which leaves a partial sum a row.
@@ -208,7 +237,8 @@ struct GroupedExperts {
     }
 
     private func product(_ mode: Mode, _ a: Tensor, _ gateUp_RF: Tensor, into out: Tensor, _ act_RF: Tensor?) {
-        let hasAdapter = (mode == .up || mode == .dx ? experts.gateUpAdapter : experts.downAdapter) != nil
+        let adapter = mode == .up || mode == .dx ? experts.gateUpAdapter : experts.downAdapter
+        let hasAdapter = adapter != nil
         let defines = [
             KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", size.h), KernelDefine("INNER", size.f),
             KernelDefine("TOP_K", size.k), KernelDefine("RANK", hasAdapter ? size.a : 0),
@@ -221,8 +251,14 @@ struct GroupedExperts {
         guard path == .hopper else { return portable(mode, a, defines, rest, hasAdapter: hasAdapter) }
         let maps = tensorMaps(mode, a, hasAdapter: hasAdapter).map(KernelArgument.map)
         guard mode != .dx else { return inputGradient(maps, defines, into: out) }
-        let kernel = device.kernel("grouped_gemm_sm90.cu", "grouped_gemm", defines, sharedBytes: 231_520)
-        device.launch(kernel, Grid(device.multiprocessorCount), block: 384, maps + rest)
+        var arguments = maps + rest, entry = "grouped_gemm"
+        if let adapter, makesLow(mode) {
+            arguments += [.optional(kept(mode)), .float(adapter.scale)]
+            entry = "grouped_gemm_low"
+        }
+        device.launch(
+            device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_520), Grid(device.multiprocessorCount),
+            block: 384, arguments)
     }
 
     /// dX on Hopper: tiles of its own, which follow the routing more closely.
@@ -265,7 +301,8 @@ struct GroupedExperts {
         }
     }
 
-    /// The maps of a, b and the adapter's extension of both; sizes innermost first, boxes as the kernels' headers say.
+    /// The maps of a, b and the adapter's extension of both, or of what the first is made by; sizes innermost first, boxes as
+    /// the kernels' headers say.
     private func tensorMaps(_ mode: Mode, _ a: Tensor, hasAdapter: Bool) -> [TensorMap] {
         let (r, h, f, e, rank) = (size.r, size.h, size.f, size.e, size.a)
         let rows = mode == .dx ? [64, 48] : [64, 128]
@@ -290,7 +327,14 @@ struct GroupedExperts {
             case .dact: [f, rank, e]
             case .dx: [h, rank, e]
             }
-        return maps + [map(p, [rank, r], rows), map(matrix, matrixSizes, box)]
+        let first =
+            switch mode {
+            case .up where makesLow(mode): map(a1_EAH, [h, rank, e], [64, rank, 1])
+            case .down where makesLow(mode): map(a2_EAF, [f, rank, e], [64, rank, 1])
+            case .dact where makesLow(mode): map(b2_EHA, [rank, h, e], [rank, 64, 1])
+            default: map(p, [rank, r], rows)
+            }
+        return maps + [first, map(matrix, matrixSizes, box)]
     }
 }
 

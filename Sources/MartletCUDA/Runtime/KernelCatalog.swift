@@ -43,8 +43,7 @@ package enum KernelCatalog {
                     KernelVariant("grouped_gemm_sm80.cu", defines + $0.defines)
                 }
                 guard architecture.capability == 90 else { return portable }
-                let file = mode == .dx ? "grouped_gemm_dx_sm90.cu" : "grouped_gemm_sm90.cu"
-                return [KernelVariant(file, defines)] + portable
+                return GroupedExperts.hopperFiles(mode, rank: rank).map { KernelVariant($0, defines) } + portable
             }
         }
     }
