@@ -15,6 +15,12 @@ static const unsigned char experts[] = {
 static const unsigned char routing[] = {
 #embed "kernels/routing.cu"
 };
+static const unsigned char grouped_tile_sm90[] = {
+#embed "kernels/grouped_tile_sm90.cuh"
+};
+static const unsigned char grouped_gemm_low_sm90[] = {
+#embed "kernels/grouped_gemm_low_sm90.cu"
+};
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
 };
@@ -121,6 +127,8 @@ static const MartletKernelSource sources[] = {
     {"wgmma.cuh", wgmma, sizeof wgmma},
     {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
+    {"grouped_tile_sm90.cuh", grouped_tile_sm90, sizeof grouped_tile_sm90},
+    {"grouped_gemm_low_sm90.cu", grouped_gemm_low_sm90, sizeof grouped_gemm_low_sm90},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
     {"grouped_gemm_dx_sm90.cu", grouped_gemm_dx_sm90, sizeof grouped_gemm_dx_sm90},
     {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},

@@ -24,6 +24,10 @@ package final class CUDABackend: Backend {
     let tables: TensorTables
     let attentionTables: AttentionTables
     let sideCopies: SideCopies
+    let tiles = Tiles()
+    let tunesTiles: Bool
+    /// How the tiles in force were found; nil where no kernel with a choice is worth it.
+    package internal(set) var tileReport: TileReport?
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = makeAttention()
@@ -33,17 +37,21 @@ package final class CUDABackend: Backend {
     /// What that was planned with.
     var room = ScratchRoom.usual
 
-    /// In the GPU's 16-bit floats, or, for checking, in float32.
+    /// In the GPU's 16-bit floats, or, for checking, in float32. `tile`, for checking too: our own portable kernels, and that
+    /// candidate of each.
     package init(
-        index: Int = 0, inFloat32: Bool = false, isDeterministic: Bool = true
+        index: Int = 0, inFloat32: Bool = false, isDeterministic: Bool = true, tile: Int? = nil
     ) throws(MartletError) {
         wantsOrder = isDeterministic
         device = try Device(index: index)
         computeDType = inFloat32 ? .float32 : device.architecture.half
         blas = try BLAS(device)
         staging = try Staging(device)
-        expertsPath = try CUDABackend.expertsPath(capability: device.capability)
-        attentionPath = try CUDABackend.attentionPath()
+        expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
+        attentionPath = tile != nil ? .flash : try CUDABackend.attentionPath()
+        tunesTiles =
+            try override("MARTLET_TUNE", "setting", named: environment("MARTLET_TUNE"), of: Tuning.self) != .off
+        tiles.forced = tile
         let role = device.architecture.isText ? " standing in for \(device.architecture.number)" : ""
         name = "\(device.name)\(role) (\(computeDType.shortName), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)

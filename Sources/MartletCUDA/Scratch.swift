@@ -40,6 +40,7 @@ extension CUDABackend {
         attentionTables.reserve(tokens: shapes.tokens, in: arena)
 
         cudnnAttention?.reserve(for: shapes, in: arena)
+        if !arena.isMeasuring { tuneTiles(for: shapes) }
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.
@@ -49,7 +50,7 @@ extension CUDABackend {
         let layouts: [(inout Scratch) -> Void] = [
             { _ = FiniteScratch(&$0) },
             {
-                // A trained router's weight is float32, and is converted.
+                // In float16 a trained router's weight is float32, and is converted.
                 _ = LinearScratch(
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank,
                     drops: shapes.dropsOut, convertedCount: shapes.experts * shapes.hidden, self.computeDType)

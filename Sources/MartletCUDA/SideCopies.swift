@@ -56,7 +56,7 @@ final class SideCopies {
         device.check(driver.streamWaitEvent(lane.stream, event.start, 0), "an event")
         if x_N.count > 0 {
             device.check(
-                driver.copyAnywhere(y_N.address, x_N.address, x_N.byteCount, lane.stream),
+                driver.copy(y_N.address, x_N.address, x_N.byteCount, lane.stream),
                 "a copy of \(x_N.byteCount) bytes")
         }
         device.check(driver.eventRecord(event.end, lane.stream), "an event")

@@ -1,7 +1,8 @@
 internal import Dispatch
 package import MartletCore
 
-/// Pinned host memory that copies go through: two halves in turns, so that filling one hides behind copying the other.
+/// Pinned host memory that copies go through: two halves in turns, so that filling one hides behind copying the other. What
+/// they go to or come from may lie in host memory as well (`makeHostArena`).
 final class Staging {
     private let device: Device
     private let base: UnsafeMutableRawPointer
@@ -44,7 +45,8 @@ final class Staging {
             let half = take()
             inParallel(range) { fill($0, half.memory + ($0.lowerBound - range.lowerBound)) }
             device.check(
-                device.driver.copyToDevice(address + UInt(start), half.memory, range.count, device.stream),
+                device.driver.copy(
+                    address + UInt(start), UInt(bitPattern: half.memory), range.count, device.stream),
                 "a copy of \(range.count) bytes to the GPU")
             device.check(device.driver.eventRecord(busy[half.index], device.stream), "an event")
         }
@@ -63,7 +65,7 @@ final class Staging {
             guard device.failure == nil else { return }
             let count = min(Staging.halfByteCount, byteCount - start), half = take()
             device.check(
-                device.driver.copyToHost(half.memory, address + UInt(start), count, device.stream),
+                device.driver.copy(UInt(bitPattern: half.memory), address + UInt(start), count, device.stream),
                 "a copy of \(count) bytes from the GPU")
             device.synchronize()
             (destination + start).copyMemory(from: half.memory, byteCount: count)

@@ -74,7 +74,7 @@ package final class Model {
 
     private func readWeights() throws(MartletError) {
         for (weight, tensor) in memory.outerWeights { try read(weight, into: tensor) }
-        for parameter in wholes.values { try read(parameter.weight, into: parameter.value) }
+        for parameter in wholes.values { try read(parameter) }
         source.releasePages()
         if plan.keepsWeights {
             for index in 0..<configuration.layerCount { _ = try weights(of: index) }
@@ -99,6 +99,15 @@ package final class Model {
 
     private func read(_ weight: Weight, into tensor: Tensor) throws(MartletError) {
         try source.read(weight, into: tensor, using: backend, checksValues: true)
+    }
+
+    /// Reads a weight that is trained whole. In halves it comes by the gradient's memory, which is not in use yet: the
+    /// stored numbers may have more bits than what is computed with.
+    private func read(_ parameter: Parameter) throws(MartletError) {
+        try read(parameter.weight, into: parameter.value)
+        guard parameter.master.rest != nil else { return }
+        try source.read(parameter.weight, into: parameter.gradient, using: backend, checksValues: false)
+        backend.split([(parameter.gradient, parameter.master)])
     }
 
     private func initializeAdapters() {
@@ -213,11 +222,11 @@ package final class Model {
     }
 
     private func norm(_ weight: Weight, _ slot: [Weight.Kind: Tensor]) -> Norm {
-        Norm(weight_H: value(weight, slot), dweight_H: wholes[weight]?.gradient)
+        Norm(weight_H: value(weight, slot), dweight_H: wholes[weight]?.accumulator)
     }
 
     private func linear(_ weight: Weight, _ slot: [Weight.Kind: Tensor]) -> Linear {
-        Linear(weight_OI: value(weight, slot), adapter: adapter(weight), dweight_OI: wholes[weight]?.gradient)
+        Linear(weight_OI: value(weight, slot), adapter: adapter(weight), dweight_OI: wholes[weight]?.accumulator)
     }
 
     private func experts(_ index: Int, _ slot: [Weight.Kind: Tensor]) -> Experts {
@@ -225,7 +234,7 @@ package final class Model {
         return Experts(
             gateUp_EFH: value(gateUp, slot), down_EHF: value(down, slot),
             gateUpAdapter: adapter(gateUp), downAdapter: adapter(down),
-            dgateUp_EFH: wholes[gateUp]?.gradient, ddown_EHF: wholes[down]?.gradient)
+            dgateUp_EFH: wholes[gateUp]?.accumulator, ddown_EHF: wholes[down]?.accumulator)
     }
 
     private func adapter(_ weight: Weight) -> LoRA? {

@@ -1,5 +1,6 @@
 import Foundation
 import Martlet
+import MartletCPU
 import MartletCore
 import MartletModel
 import MartletTestSupport
@@ -219,6 +220,14 @@ import Testing
 }
 
 @Suite struct DoctorTests {
+    /// What the doctor does on a GPU, on the CPU backend with copies as late as they may be.
+    @Test func whatWaitsInHostMemoryIsTheSame() throws {
+        let backend = CPUBackend(threads: 2)
+        backend.copiesLate = true
+        let verdict = try Patient(backend: backend).placesVerdict()
+        #expect(verdict.isSound, "\(verdict.detail)")
+    }
+
     @Test func thisMachineIsSound() throws {
         let home = try TemporaryFolder()
         let doctor = try Doctor.examine(folder: home.path)

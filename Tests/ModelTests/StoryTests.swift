@@ -98,13 +98,13 @@ import Testing
     }
 
     /// Three steps of AdamW: everything on the device, or parts of it in host memory, copied at once or as late as possible.
-    @Test(arguments: ["moe_seed1", "moe_first_dense"])
-    func whatLivesInHostMemoryChangesNothing(_ name: String) throws {
+    @Test(arguments: ["moe_seed1", "moe_first_dense"], [ModelSettings.Method.lora, .full])
+    func whatLivesInHostMemoryChangesNothing(_ name: String, _ method: ModelSettings.Method) throws {
         let golden = try Golden(name), step = try golden.step()
         func run(late: Bool, _ change: (inout ExecutionPlan) -> Void) throws -> [[Float]] {
             let backend = CPUBackend(threads: 2)
             backend.copiesLate = late
-            var settings = settings(dropout: 0.25)
+            var settings = method == .lora ? settings(dropout: 0.25) : ModelSettings(.full)
             settings.quantizesMoments = late
             let model = try golden.model(settings, tile: 7, backend: backend, planning: change)
             var found: [[Float]] = []

@@ -1,3 +1,4 @@
+internal import MartletCUDA
 package import MartletCore
 package import MartletData
 internal import MartletModel
@@ -131,18 +132,8 @@ package struct Assembly {
             totalParameterCount: configuration.parameterCount + added)
     }
 
-    private func makeBackend() throws(MartletError) -> (any Backend, reason: String?) {
-        let problem = "full fine-tuning does not run on a GPU yet"
-        switch (recipe.method, recipe.device) {
-        case (.full, .auto): return (try backend(on: .cpu).backend, problem)
-        case (.full, .cuda):
-            throw recipe.refusal("device", problem, because: "only LoRA does", fix: "write 'device: cpu'")
-        default: return try backend(on: recipe.device)
-        }
-    }
-
-    private func backend(on device: ComputeDevice) throws(MartletError) -> (backend: any Backend, reason: String?) {
-        try device.makeBackend(threads: recipe.threads, isDeterministic: recipe.deterministic)
+    private func makeBackend() throws(MartletError) -> (backend: any Backend, reason: String?) {
+        try recipe.device.makeBackend(threads: recipe.threads, isDeterministic: recipe.deterministic)
     }
 
     /// What the run would do and need.
@@ -160,7 +151,7 @@ package struct Assembly {
             facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
-        parts.remarks = run.remarks
+        parts.remarks = run.remarks + [(run.backend as? CUDABackend)?.tileRemark].compactMap { $0 }
         let samples = try samples(run, model, text)
         parts.samples = { () throws(MartletError) in try samples.write() }
         return parts

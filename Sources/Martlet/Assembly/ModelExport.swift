@@ -45,11 +45,11 @@ struct ModelExport {
 
     private func writeMerged(_ adapter: Adapter?, to path: String) throws(MartletError) {
         let wholes = Dictionary(
-            model.parameters.filter { $0.role == .whole }.map { ($0.weight, $0.value) },
+            model.parameters.filter { $0.role == .whole }.map { ($0.weight, $0.master) },
             uniquingKeysWith: { first, _ in first })
         let merged = MergedCheckpoint(
             base: checkpoint, adapter: adapter,
-            trained: { (weight) throws(MartletError) in wholes[weight].map(model.floats) })
+            trained: { (weight) throws(MartletError) in wholes[weight].map(model.backend.floats) })
         try merged.write(to: path, replaces: true)
         _ = try merged.verify(path)
     }

@@ -2,7 +2,7 @@ internal import MartletCUDA
 internal import MartletCore
 internal import MartletModel
 
-/// Whole LoRA steps: forward, backward and AdamW on random tokens, as a trainer does them.
+/// Whole steps: forward, backward and AdamW on random tokens, as a trainer does them.
 public struct StepBenchmark: Sendable, CustomStringConvertible {
     /// What to run.
     public struct Settings: Sendable {
@@ -20,7 +20,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         public var sequenceLength = 0
         /// Tokens of the step.
         public var tokenCount = 1024
-        /// Rank of the adapter on every projection and expert.
+        /// Train an adapter on every projection and expert, or every weight.
+        public var method = Recipe.Method.lora
+        /// Rank of that adapter.
         public var rank = 16
         /// What the optimizer keeps its moments in.
         public var optim = Recipe.OptimizerType.adamw
@@ -77,6 +79,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var firstStepSeconds = 0.0, startSeconds = 0.0
     /// How the weights of a model folder were read: "4.6 GiB in 1.2 s, 4.1 GB/s"; empty where nothing was.
     public var loading = ""
+    /// How the tiles of a GPU's kernels were chosen.
+    public var tiles = ""
     /// Kernels and library calls of a step on a GPU.
     public var launchCount = 0
     /// Device time of each op in one step on a GPU, if asked for.
@@ -101,7 +105,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
 
     /// How the operations of a step are counted; recomputation is not, as is usual for MFU.
     public static let formula =
-        "T x (4 N_active + 6 N_lora) + 7 L Q D x the sum of S^2 over sequences; N_active: matrix weights a token meets, without the embedding"
+        "T x (4 N_frozen + 6 N_trained) + 7 L Q D x the sum of S^2 over sequences; N: matrix weights a token meets, without the embedding"
 
     /// Runs the steps.
     public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
@@ -118,7 +122,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let backend = try settings.compute.makeBackend()
         let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
-        var modelSettings = ModelSettings(.lora, adapter: lora)
+        var modelSettings =
+            settings.method == .full ? ModelSettings(.full) : ModelSettings(.lora, adapter: lora)
         modelSettings.quantizesMoments = settings.optim == .adamw8Bit
         let planner = Planner(c, modelSettings, backend)
         let plan = try planner.plan(
@@ -136,13 +141,14 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
             tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count },
             stepSeconds: [],
-            losses: [], flops: c.stepFlops(step, rank: settings.rank), peakGigaflops: 0,
+            losses: [], flops: c.stepFlops(step, rank: modelSettings.adapter?.rank), peakGigaflops: 0,
             plannedByteCount: planned, hostByteCount: table.hostByteCount, memory: table.lines,
             processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice:
                 "\(settings.optim.rawValue), tiles of \(plan.tileTokens), \(plan.note(layers: c.layerCount)), "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         result.loading = model.loading?.text ?? ""
+        result.tiles = (backend as? CUDABackend)?.tileReport?.description ?? ""
         var first = 0
         for index in 0..<(settings.warmup + settings.steps) {
             let watch = Stopwatch()
@@ -182,7 +188,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "plan": .string(choice), "load_max_over_mean": .number(loadMaxOverMean),
             "first_step_seconds": .number(firstStepSeconds),
             "start_to_first_step_seconds": .number(startSeconds), "launches": .integer(launchCount),
-            "loading": .string(loading),
+            "loading": .string(loading), "tiles": .string(tiles),
             "profile": .array(
                 profile.map {
                     ["op": .string($0.name), "calls": .integer($0.count), "ms": .number($0.milliseconds)]
@@ -207,7 +213,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             routing  the fullest expert has \(fixed(loadMaxOverMean, 1)) times the mean
             start    first step after \(fixed(startSeconds, 1)) s; it took \(fixed(firstStepSeconds * 1000, 1)) ms
             """ + (launchCount > 0 ? "\nlaunches \(launchCount) a step" : "")
-                + (loading.isEmpty ? "" : "\nweights  \(loading)")
+                + (loading.isEmpty ? "" : "\nweights  \(loading)") + (tiles.isEmpty ? "" : "\ntiles    \(tiles)")
                 + profile.map {
                     "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"
                 }.joined()
@@ -294,19 +300,19 @@ extension ModelConfiguration {
             isSparse: [Bool](repeating: true, count: layers))
     }
 
-    /// Operations of a LoRA step, as ``StepBenchmark/formula`` says.
-    fileprivate func stepFlops(_ step: PackedStep, rank: Int) -> Double {
-        var active = 0.0, low = 0.0
+    /// Operations of a step, as ``StepBenchmark/formula`` says; with adapters of a rank, or with every weight trained.
+    fileprivate func stepFlops(_ step: PackedStep, rank: Int?) -> Double {
+        var base = 0.0, low = 0.0
         for weight in weights where !weight.isNorm && (weight != .embedding || tiesEmbeddings) {
             let shape = shape(of: weight), share = weight.isExperts ? Double(experts?.expertsPerToken ?? 0) : 1
-            active += Double(shape[-1] * shape[-2]) * share
-            if weight.isAdaptable { low += Double(rank * (shape[-1] + shape[-2])) * share }
+            base += Double(shape[-1] * shape[-2]) * share
+            if weight.isAdaptable { low += Double((rank ?? 0) * (shape[-1] + shape[-2])) * share }
         }
         let T = Double(step.tokenCount)
         let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) {
             $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0))
         }
         let attention = 7 * Double(layerCount) * squares * Double(queryHeadCount * headSize)
-        return T * (4 * active + 6 * low) + attention
+        return T * ((rank == nil ? 6 : 4) * base + 6 * low) + attention
     }
 }

@@ -1,15 +1,15 @@
 internal import MartletCPU
-internal import MartletCore
+package import MartletCore
 internal import MartletModel
 
 /// A tiny mixture-of-experts model and a step of awkward sizes, on which the arithmetic is examined.
-struct Patient {
-    private let folder: ScratchFolder
-    private let step: PackedStep
-    private let plan: ExecutionPlan
-    private let backend: any Backend
+package struct Patient {
+    let folder: ScratchFolder
+    let step: PackedStep
+    let plan: ExecutionPlan
+    let backend: any Backend
 
-    init(backend: any Backend = CPUBackend()) throws(MartletError) {
+    package init(backend: any Backend = CPUBackend()) throws(MartletError) {
         self.backend = backend
         let configuration = ModelConfiguration(
             modelType: "qwen3_moe", hiddenSize: 24, layerCount: 3, vocabularyCount: 61, queryHeadCount: 4,

@@ -27,15 +27,15 @@ struct Golden {
     /// What may lie between in 16 bits: float16 has 3 more of them behind the point than bfloat16, and gets a quarter.
     private func coarse(_ bound: Double) -> Double { backend.computeDType == .float16 ? bound / 4 : bound }
 
-    /// The model alone, and packed; then with its adapter, and in float32 with all weights trained: gradients and five steps of
-    /// AdamW; the routers' auxiliary loss and gradients.
+    /// The model alone, and packed; then with its adapter, and with all weights trained: gradients and five steps of AdamW; the
+    /// routers' auxiliary loss and gradients.
     func distances() throws(MartletError) -> [Distance] {
         let plain = try model(ModelSettings(.inference), tile: 5)
         return [
             logits("logits", try plain.logits(step()), try floats("forward.logits")),
             try loss("loss", plain.evaluate(step()).loss, "forward.loss"),
             logits("packed", try plain.logits(packed()), try floats("packed.logits")),
-        ] + (try adapted()) + (isCoarse ? [] : try whole()) + (try routers())
+        ] + (try adapted()) + (backend.computeDType == .float16 ? [] : try whole()) + (try routers())
     }
 
     private func adapted() throws(MartletError) -> [Distance] {
@@ -62,19 +62,23 @@ struct Golden {
         return found
     }
 
-    /// Every weight trained, the routers' too. Not in 16 bits, where no run trains them.
+    /// Every weight trained, the routers' too. Of bfloat16 what comes before choices of experts and signs may
+    /// differ; not in float16, which does not train them.
     private func whole() throws(MartletError) -> [Distance] {
         var settings = ModelSettings(.full)
         settings.trainsRouter = checkpoint.configuration.experts != nil
         let model = try model(settings, tile: 7)
         _ = try model.trainStep(step(), index: 0)
         let gradients = try parts(model.parameters, model, "grad.") { $0.gradient }
-        let losses = try losses("losses of 5 steps of all", model, "train.losses")
-        let values = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
-        return [
-            Distance(name: "all gradients", value: gradients, bound: 1e-4), losses,
-            Distance(name: "some weights after these", value: values, bound: 1e-3),
-        ]
+        var found = [Distance(name: "all gradients", value: gradients, bound: isCoarse ? 0.05 : 1e-4)]
+        if !isCoarse || checkpoint.configuration.experts == nil {
+            found.append(try losses("losses of 5 steps of all", model, "train.losses"))
+        }
+        if !isCoarse {
+            let values = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
+            found.append(Distance(name: "some weights after these", value: values, bound: 1e-3))
+        }
+        return found
     }
 
     private func losses(_ name: String, _ model: Model, _ key: String) throws(MartletError) -> Distance {

@@ -36,12 +36,13 @@ struct BenchCommand: ParsableCommand {
 
     struct Step: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Time whole LoRA steps: forward, backward, AdamW.",
+            abstract: "Time whole steps: forward, backward, AdamW.",
             discussion: """
                 Of a model, or of a random one; reports tokens/s, MFU, and planned against measured memory.
 
                   martlet bench step --preset wide --tokens 1024
                   martlet bench step --model MODEL --tokens 2048 --rank 16 --json
+                  martlet bench step --layers 2 --full
                 """)
 
         @Option(help: "Folder of a model.") var model: String?
@@ -52,6 +53,7 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Tokens of a step.") var tokens = 1024
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
+        @Flag(help: "Train every weight instead of an adapter.") var full = false
         @Option(help: "Rank of the adapter.") var rank = 16
         @Option(help: "adamw, or adamw_8bit: moments in a quarter of the memory.") var optim = OptimizerName.adamw
         @Option(help: "Steps measured.") var steps = 5
@@ -72,6 +74,7 @@ struct BenchCommand: ParsableCommand {
             (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
             (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
             settings.compute.isDeterministic = deterministic
+            settings.method = full ? .full : .lora
             settings.optim = optim.type
             settings.tileTokens = tileTokens
             settings.memoryLimit = memoryLimit.map { $0 << 20 }

@@ -58,7 +58,7 @@ extension Tensor {
 extension KernelDefine {
     /// What `element` is in elements.cuh.
     static func storage(of x: Tensor) -> KernelDefine { KernelDefine("HALF", x.isHalf ? 1 : 0) }
-    /// What `parameter` is in elements.cuh: frozen weights are stored as activations are, trained ones in float32.
+    /// What `parameter` is in elements.cuh: weights are stored as activations are, trained norms in float32.
     static func parameter(_ weight: Tensor) -> KernelDefine {
         KernelDefine("PARAMETER_HALF", weight.isHalf ? 1 : 0)
     }

@@ -66,12 +66,19 @@ extension CUDABackend {
     private func expertsPath(_ experts: Experts, _ size: ExpertsSize) -> ExpertsPath {
         expertsPath(
             size, dropsOut: experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil,
-            trainsWeights: experts.dgateUp_EFH != nil || experts.gateUp_EFH.dtype != computeDType)
+            trainsWeights: experts.dgateUp_EFH != nil)
     }
 
     /// The path that experts take: the chosen one where it can compute them, else the loop.
     private func expertsPath(_ size: ExpertsSize, dropsOut: Bool, trainsWeights: Bool) -> ExpertsPath {
         size.obstacle(computeDType, dropsOut: dropsOut, trainsWeights: trainsWeights) == nil ? expertsPath : .loop
+    }
+
+    /// Whether experts of these shapes take grouped kernels.
+    func groupsExperts(_ shapes: ScratchShapes) -> Bool {
+        let size = ExpertsSize(shapes)
+        return size.e > 0 && size.r > 0
+            && expertsPath(size, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights) != .loop
     }
 
     /// That experts take the loop, and why; nil where they do not.

@@ -1,7 +1,7 @@
 package import MartletCore
 
 /// Temporaries of a projection: the adapter's factors [A, I] and [O, A] and the skinny products [T, A], all in the compute
-/// dtype; x with dropout [T, I] and its gradient; a trained router's weight [E, H].
+/// dtype; x with dropout [T, I] and its gradient; in float16 a trained router's weight [E, H].
 struct LinearScratch {
     let a: Tensor
     let b: Tensor
@@ -99,7 +99,7 @@ extension CUDABackend {
     private func addBias(_ bias_O: Tensor, adding y_TO: Tensor) {
         let rows = y_TO.shape[0], outputs = y_TO.shape[1]
         device.launch(
-            device.kernel("bias.cu", "add_bias", [half]), Grid(ceilDiv(outputs, 256), rows), block: 256,
+            device.kernel("bias.cu", "add_bias", [half]), Grid(rows, ceilDiv(outputs, 256)), block: 256,
             [.tensor(bias_O), .tensor(y_TO), .int(outputs)])
     }
 

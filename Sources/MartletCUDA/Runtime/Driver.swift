@@ -20,10 +20,8 @@ struct Driver: Sendable {
     let memoryFree: @convention(c) (UInt) -> Result
     let hostAllocate: @convention(c) (UnsafeMutablePointer<UnsafeMutableRawPointer?>, Int, UInt32) -> Result
     let hostFree: @convention(c) (UnsafeMutableRawPointer?) -> Result
-    let copyToDevice: @convention(c) (UInt, UnsafeRawPointer?, Int, Pointer) -> Result
-    let copyToHost: @convention(c) (UnsafeMutableRawPointer?, UInt, Int, Pointer) -> Result
     /// Between any two places; the driver knows where addresses lie.
-    let copyAnywhere: @convention(c) (UInt, UInt, Int, Pointer) -> Result
+    let copy: @convention(c) (UInt, UInt, Int, Pointer) -> Result
     let streamCreate: @convention(c) (UnsafeMutablePointer<Pointer>, UInt32) -> Result
     let streamSynchronize: @convention(c) (Pointer) -> Result
     let streamWaitEvent: @convention(c) (Pointer, Pointer, UInt32) -> Result
@@ -69,9 +67,7 @@ struct Driver: Sendable {
         memoryFree = try library.symbol("cuMemFree_v2")
         hostAllocate = try library.symbol("cuMemHostAlloc")
         hostFree = try library.symbol("cuMemFreeHost")
-        copyToDevice = try library.symbol("cuMemcpyHtoDAsync_v2")
-        copyToHost = try library.symbol("cuMemcpyDtoHAsync_v2")
-        copyAnywhere = try library.symbol("cuMemcpyAsync")
+        copy = try library.symbol("cuMemcpyAsync")
         streamCreate = try library.symbol("cuStreamCreate")
         streamSynchronize = try library.symbol("cuStreamSynchronize")
         streamWaitEvent = try library.symbol("cuStreamWaitEvent")

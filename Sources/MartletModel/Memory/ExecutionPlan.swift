@@ -19,7 +19,7 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var outputsOut = false
     /// The first this-many layers' optimizer state lives in host memory, where the optimizer reads and writes it.
     package var stateLayersOut = 0
-    /// The first this-many layers' gradients of adapters go to host memory, where the optimizer reads them.
+    /// The first this-many layers' gradients go to host memory, where the optimizer reads them.
     package var gradientLayersOut = 0
     /// All layers' weights stay decoded in memory, instead of being decoded once a pass.
     package var keepsWeights = false

@@ -11,7 +11,7 @@ final class ModelMemory {
     let parameters: [Parameter]
     /// The same as they are while what lives in host memory visits the device.
     let visiting: [Parameter]
-    /// Indices of each layer's adapters.
+    /// Indices of what is trained of each layer.
     let layerParameters: [Range<Int>]
     /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
     let gradientPieces, statePieces: [HostPiece]

@@ -21,6 +21,12 @@ package struct Planner {
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int, hostLimit: Int = 0
     ) throws(MartletError) -> ExecutionPlan {
+        guard settings.method != .full || backend.computeDType != .float16 else {
+            throw MartletError(
+                "this device cannot train whole weights", in: backend.name,
+                because: "it computes in float16, and weights are kept as bfloat16 and what is missing to float32",
+                fix: "write 'method: lora', or 'device: cpu'")
+        }
         var start = ExecutionPlan(
             stepTokens: stepTokens, tileTokens: tileTokens ?? backend.preferredTileTokens, maximumLength: maximumLength)
         start.logitRows = logitRows
@@ -131,7 +137,8 @@ package struct Planner {
             in: "the memory plan", because: rows.joined(separator: ", "),
             fix: tokens > 0
                 ? "use at most \(tokens) tokens a step (max_length x batch x accumulation), or \(raise)"
-                : "even one token does not fit: \(raise), lower lora_r, write 'optim: adamw_8bit', or use a smaller model"
+                : "even one token does not fit: \(raise), \(settings.method == .full ? "write 'method: lora'" : "lower lora_r"), "
+                    + "write 'optim: adamw_8bit', or use a smaller model"
         )
     }
 }
@@ -171,9 +178,7 @@ private struct Room {
         if fits(plan) { return plan }
         // All the way down first: then of as few layers as suffice. An update hides behind the forward pass; attention's
         // backward pass in parts does not (a third longer at 4096 tokens).
-        if hostLimit > 0, planner.settings.method == .lora {
-            (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
-        }
+        if hostLimit > 0 { (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers) }
         if !fits(plan) { plan.room = .scant }
         // Small tiles cost more than making outputs again.
         if !plan.outputsOut { halve(downTo: Room.smallestTile) }
@@ -190,7 +195,7 @@ private struct Room {
         plan.room = .scant
         guard hostLimit > 0 else { return plan }
         plan.hiddenOut = true
-        if planner.settings.method == .lora { (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers) }
+        (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
         return plan
     }
 

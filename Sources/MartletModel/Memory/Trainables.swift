@@ -7,94 +7,92 @@ struct Trainables {
     /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
     var gradientPieces: [HostPiece] = []
     var statePieces: [HostPiece] = []
-    /// The parameters of each layer's adapters, by index.
+    /// What is trained of each layer, by index: its adapters, or its weights but the router.
     var layerParameters: [Range<Int>] = []
     /// Parameters as they are while what lives in host memory visits the device.
     var visiting: [Parameter] = []
+    private let configuration: ModelConfiguration
     private let memory: Memory
     private let plan: ExecutionPlan
     private let dtype: DType
     private let quantizesMoments: Bool
 
     init(_ c: ModelConfiguration, _ settings: ModelSettings, _ plan: ExecutionPlan, in memory: Memory, _ dtype: DType) {
+        configuration = c
         self.memory = memory
         self.plan = plan
         self.dtype = dtype
         quantizesMoments = settings.quantizesMoments
+        let routers = settings.trains && settings.trainsRouter ? c.weights.filter { $0.kind == .router } : []
         if settings.method == .full {
-            for weight in c.weights where weight.kind != .router { add(c, weight) }
+            add(wholes([.embedding]))
+            add((0..<c.layerCount).map { wholes(c.layerWeights($0).filter { $0.kind != .router }) })
+            add(wholes(c.outerWeights.filter { $0 != .embedding }))
         }
-        if settings.trains, settings.trainsRouter {
-            for weight in c.weights where weight.kind == .router { add(c, weight) }
-        }
-        if let adapter = settings.adapter { add(c, adapter, isTrained: settings.method == .lora) }
+        add(wholes(routers))
+        guard let adapter = settings.adapter else { return }
+        let layers = (0..<c.layerCount).map { factors(adapter, layer: $0) }
+        if settings.method == .lora { add(layers) } else { apply(layers) }
     }
 
-    private mutating func add(_ c: ModelConfiguration, _ weight: Weight) {
-        add(weight, .whole, group: weight.group, c.shape(of: weight), experts: c.expertCount(of: weight))
-    }
-
-    /// An adapter's two factors.
-    private struct Pair {
+    /// What is to be trained: a weight, or a factor of an adapter on it.
+    private struct Part {
         var weight: Weight
+        var role: Parameter.Role
         var group: String
-        var a, b: Shape
+        var shape: Shape
     }
 
-    private func pairs(_ c: ModelConfiguration, _ adapter: LoRASettings, layer: Int) -> [Pair] {
-        let weights = Set(c.layerWeights(layer))
-        return LoRATarget.allCases.filter { adapter.targets.contains($0) }.compactMap { target in
+    private func wholes(_ weights: [Weight]) -> [Part] {
+        weights.map { Part(weight: $0, role: .whole, group: $0.group, shape: configuration.shape(of: $0)) }
+    }
+
+    /// A and B of each adapter in a layer.
+    private func factors(_ adapter: LoRASettings, layer: Int) -> [Part] {
+        let weights = Set(configuration.layerWeights(layer))
+        return LoRATarget.allCases.filter(adapter.targets.contains).flatMap { target -> [Part] in
             let weight = target.weight(layer: layer)
-            guard weights.contains(weight) else { return nil }
-            let shape = c.shape(of: weight).array
+            guard weights.contains(weight) else { return [] }
+            let shape = configuration.shape(of: weight).array
             let lead = shape.dropLast(2), O = shape[shape.count - 2], I = shape[shape.count - 1]
-            return Pair(
-                weight: weight, group: target.group, a: Shape(lead + [adapter.rank, I]),
-                b: Shape(lead + [O, adapter.rank]))
+            return [
+                Part(weight: weight, role: .a, group: target.group, shape: Shape(lead + [adapter.rank, I])),
+                Part(weight: weight, role: .b, group: target.group, shape: Shape(lead + [O, adapter.rank])),
+            ]
         }
     }
 
-    private mutating func add(_ c: ModelConfiguration, _ adapter: LoRASettings, isTrained: Bool) {
-        let layers = (0..<c.layerCount).map { pairs(c, adapter, layer: $0) }
-        guard isTrained else {
-            for pair in layers.joined() {
-                applied[pair.weight] = (
-                    memory.device.carve(pair.a, dtype, for: .adapters),
-                    memory.device.carve(pair.b, dtype, for: .adapters)
-                )
-            }
-            return
+    /// Factors that are only applied.
+    private mutating func apply(_ layers: [[Part]]) {
+        var factors: [Weight: [Tensor]] = [:]
+        for part in layers.joined() {
+            factors[part.weight, default: []].append(memory.device.carve(part.shape, dtype, for: .adapters))
         }
-        gradientPieces = pieces(plan.gradientLayersOut, of: layers, .gradients) { shape, _, arena in
-            _ = arena.carve(shape, .float32, for: .gradients)
+        applied = factors.mapValues { (a: $0[0], b: $0[1]) }
+    }
+
+    /// What is trained of each layer; of the first ones gradients and states may live in host memory.
+    private mutating func add(_ layers: [[Part]]) {
+        gradientPieces = pieces(plan.gradientLayersOut, of: layers, .gradients) { part, arena in
+            _ = arena.carve(part.shape, .float32, for: .gradients)
         }
-        statePieces = pieces(plan.stateLayersOut, of: layers, .optimizer) { shape, role, arena in
-            _ = state(shape, role, quantizes: quantizesMoments, in: arena)
-        }
-        for (layer, pairs) in layers.enumerated() {
+        statePieces = pieces(plan.stateLayersOut, of: layers, .optimizer) { part, arena in _ = state(part, in: arena) }
+        for (layer, parts) in layers.enumerated() {
             let first = parameters.count
-            for pair in pairs {
-                for (role, shape) in [(Parameter.Role.a, pair.a), (.b, pair.b)] {
-                    add(
-                        pair.weight, role, group: pair.group, shape, experts: c.expertCount(of: pair.weight),
-                        gradients: layer < gradientPieces.count ? gradientPieces[layer] : nil,
-                        states: layer < statePieces.count ? statePieces[layer] : nil)
-                }
-            }
+            add(
+                parts, gradients: layer < gradientPieces.count ? gradientPieces[layer] : nil,
+                states: layer < statePieces.count ? statePieces[layer] : nil)
             layerParameters.append(first..<parameters.count)
         }
     }
 
-    /// Pieces of the first `count` layers, large enough for what `carve` takes for each factor. On the device two take turns.
+    /// Pieces of the first `count` layers, large enough for what `carve` takes for each part. On the device two take turns.
     private func pieces(
-        _ count: Int, of layers: [[Pair]], _ row: Arena.Row, _ carve: (Shape, Parameter.Role, Arena) -> Void
+        _ count: Int, of layers: [[Part]], _ row: Arena.Row, _ carve: (Part, Arena) -> Void
     ) -> [HostPiece] {
-        let sizes = layers.prefix(count).map { pairs in
+        let sizes = layers.prefix(count).map { parts in
             let arena = Arena.measuring()
-            for pair in pairs {
-                carve(pair.a, .a, arena)
-                carve(pair.b, .b, arena)
-            }
+            for part in parts { carve(part, arena) }
             return arena.byteCount
         }
         let slots = (0..<min(2, sizes.count)).map { _ in
@@ -114,35 +112,37 @@ struct Trainables {
         var scales: MomentScales?
     }
 
-    private func state(_ shape: Shape, _ role: Parameter.Role, quantizes: Bool, in arena: Arena) -> State {
-        let moment = quantizes ? DType.uint8 : .float32, blocks: Shape = [MomentScales.count(for: shape.count)]
+    private func state(_ part: Part, in arena: Arena) -> State {
+        // Rows of the embedding see very different gradients; with bitsandbytes too they keep float32 moments.
+        let quantizes = quantizesMoments && part.weight != .embedding
+        let moment = quantizes ? DType.uint8 : .float32, blocks: Shape = [MomentScales.count(for: part.shape.count)]
         func scale() -> Tensor { arena.carve(blocks, .float32, for: .optimizer) }
         return State(
-            rest: isSplit(role) ? arena.carve(shape, .int16, for: .adapters) : nil,
-            first: arena.carve(shape, moment, for: .optimizer), second: arena.carve(shape, moment, for: .optimizer),
+            rest: isSplit(part) ? arena.carve(part.shape, .int16, for: .adapters) : nil,
+            first: arena.carve(part.shape, moment, for: .optimizer),
+            second: arena.carve(part.shape, moment, for: .optimizer),
             scales: quantizes ? MomentScales(first: scale(), second: scale()) : nil)
     }
 
-    private func isSplit(_ role: Parameter.Role) -> Bool { role != .whole && dtype == .bfloat16 }
+    /// Norms are small, and their ops read float32 as well.
+    private func isSplit(_ part: Part) -> Bool { dtype == .bfloat16 && !(part.role == .whole && part.weight.isNorm) }
 
-    private mutating func add(
-        _ weight: Weight, _ role: Parameter.Role, group: String, _ shape: Shape, experts: Int?,
-        gradients: HostPiece? = nil, states: HostPiece? = nil
-    ) {
-        // Rows of the embedding see very different gradients; with bitsandbytes too they keep float32 moments.
-        let quantizes = quantizesMoments && weight != .embedding
-        let value = memory.device.carve(shape, isSplit(role) ? dtype : .float32, for: .adapters)
-        func parameter(gradient: Tensor, accumulator: Tensor, _ state: State) -> Parameter {
-            Parameter(
-                name: "\(weight.name).\(role.rawValue)", group: group, weight: weight, role: role,
-                master: Master(value: value, rest: state.rest), gradient: gradient, accumulator: accumulator,
-                firstMoment: state.first, secondMoment: state.second, scales: state.scales, expertCount: experts)
+    private mutating func add(_ parts: [Part], gradients: HostPiece? = nil, states: HostPiece? = nil) {
+        for part in parts {
+            let value = memory.device.carve(part.shape, isSplit(part) ? dtype : .float32, for: .adapters)
+            let gradient = (gradients?.homeArena ?? memory.device).carve(part.shape, .float32, for: .gradients)
+            let accumulator = gradients?.slotArena.carve(part.shape, .float32, for: .gradients) ?? gradient
+            let home = state(part, in: states?.homeArena ?? memory.device)
+            let guest = states.map { state(part, in: $0.slotArena) } ?? home
+            func parameter(gradient: Tensor, _ state: State) -> Parameter {
+                Parameter(
+                    name: "\(part.weight.name).\(part.role.rawValue)", group: part.group, weight: part.weight,
+                    role: part.role, master: Master(value: value, rest: state.rest), gradient: gradient,
+                    accumulator: accumulator, firstMoment: state.first, secondMoment: state.second,
+                    scales: state.scales, expertCount: configuration.expertCount(of: part.weight))
+            }
+            parameters.append(parameter(gradient: gradient, home))
+            visiting.append(parameter(gradient: accumulator, guest))
         }
-        let gradient = (gradients?.homeArena ?? memory.device).carve(shape, .float32, for: .gradients)
-        let accumulator = gradients?.slotArena.carve(shape, .float32, for: .gradients) ?? gradient
-        let home = state(shape, role, quantizes: quantizes, in: states?.homeArena ?? memory.device)
-        let guest = states.map { state(shape, role, quantizes: quantizes, in: $0.slotArena) } ?? home
-        parameters.append(parameter(gradient: gradient, accumulator: accumulator, home))
-        visiting.append(parameter(gradient: accumulator, accumulator: accumulator, guest))
     }
 }

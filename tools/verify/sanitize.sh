@@ -1,0 +1,67 @@
+#!/bin/bash
+# compute-sanitizer over our own kernels, op by op: memory errors, races in shared memory, wrong barriers. Needs a GPU.
+#
+#   tools/verify/sanitize.sh [MARTLET] [OP...]        default: .build/release/martlet, every op
+#   JOBS=8 LIMIT=300 TOOLS="memcheck synccheck racecheck" SANITIZER=compute-sanitizer
+#
+# `martlet doctor --gpu --only OP` runs each op's cases, forward and backward, in every way that the op can be computed. Kernels of
+# NVIDIA's libraries are not looked at. A line an op, way and tool; exit status 1 if anything was found or did not finish in LIMIT
+# seconds. Kernels are compiled before, into MARTLET_CACHE (default: a folder of its own).
+set -u
+repo=$(cd "$(dirname "$0")/../.." && pwd)
+martlet=$(realpath "${1:-$repo/.build/release/martlet}")
+[ $# -eq 0 ] || shift
+sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)}
+[ -x "$martlet" ] && [ -n "$sanitizer" ] || { echo "sanitize.sh: needs martlet ($martlet) and compute-sanitizer" >&2; exit 2; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export MARTLET_CACHE=${MARTLET_CACHE:-$work/cache} LIMIT=${LIMIT:-300} martlet sanitizer work
+kernels=$(sed -n 's/^extern "C" __global__.* \([a-z_0-9]*\)(.*/\1/p' "$repo"/Sources/CMartletKernels/kernels/*.cu)
+[ "$(echo "$kernels" | wc -l)" = "$(grep -h '^extern "C" __global__' "$repo"/Sources/CMartletKernels/kernels/*.cu | wc -l)" ] ||
+    { echo "sanitize.sh: a kernel's name does not stand in the line of its __global__" >&2; exit 2; }
+export ours="regex=^($(echo "$kernels" | sort -u | paste -sd '|'))\$"
+
+# op attention experts: cuDNN, which other ops do not need, is loaded for none.
+ways() {
+    for op in adamW crossEntropy elementwise embedding linear rmsNorm rotate route swiGLU; do echo "$op flash auto"; done
+    for experts in hopper portable loop; do echo "experts flash $experts"; done
+    for attention in flash plain hopper; do echo "attention $attention auto"; done
+}
+
+examine() { # TOOL OP ATTENTION EXPERTS NUMBER; TOOL none: only compile
+    tool=$1 op=$2 name="$2-$3-$4" log=$work/$1-$2-$3-$4
+    set -- env MARTLET_ATTENTION="$3" MARTLET_MOE_BACKEND="$4" "$martlet" doctor --gpu --only "$op"
+    if [ "$tool" = none ]; then
+        timeout "$LIMIT" "$@" >"$log" 2>&1 || echo "$name" >>"$work/broken"
+        return
+    fi
+    began=$(date +%s)
+    timeout "$LIMIT" "$sanitizer" --tool "$tool" --kernel-name "$ours" --port $((50000 + 16 * $5)) --error-exitcode 9 "${@:1}" >"$log" 2>&1
+    status=$? seconds=$(($(date +%s) - began))
+    summary=$(grep -E '= (ERROR|RACECHECK) SUMMARY' "$log" | tail -n 1 | sed 's/.*SUMMARY: //')
+    checks=$(grep -c '^ok .* on the GPU' "$log")
+    if [ "$status" = 124 ]; then verdict="BROKEN" summary="not finished, $checks checks done"
+    elif [ "$status" = 0 ] && [ "$checks" -ge 2 ] && [[ "$summary" == 0\ * ]]; then verdict="ok    "
+    else verdict=BROKEN; fi
+    echo "$verdict $tool $name: $summary, $seconds s"
+    [ "$verdict" != BROKEN ] || { echo "$tool-$name" >>"$work/broken"
+        grep -E '^BROKEN|========= .*(Error|Warning|Invalid|hazard|arrier|Program|error)|=========     at ' "$log" | sort | uniq -c | sort -rn | head -n 12 | cut -c1-220; }
+}
+export -f examine
+
+ways | if [ $# -gt 0 ]; then grep -E "^($(echo "$@" | tr ' ' '|')) "; else cat; fi >"$work/ways"
+# A way that this binary or this GPU does not have is told and left out.
+cut -d' ' -f2- "$work/ways" | sort -u | while read -r attention experts; do
+    MARTLET_ATTENTION=$attention MARTLET_MOE_BACKEND=$experts "$martlet" doctor --gpu --only elementwise >"$work/probe" 2>&1
+    grep -q 'in  *MARTLET_\|none that Martlet' "$work/probe" || continue
+    echo "not had here: attention $attention, experts $experts"
+    grep -v " $attention $experts\$" "$work/ways" >"$work/had"
+    mv "$work/had" "$work/ways"
+done
+[ -s "$work/ways" ] || { echo "sanitize.sh: no such op, or no GPU" >&2; exit 2; }
+xargs -P "${JOBS:-8}" -L 1 bash -c 'examine none "$@"' _ <"$work/ways"
+n=0
+for tool in ${TOOLS:-memcheck synccheck racecheck}; do
+    while read -r way; do n=$((n + 1)); echo "$tool $way $n"; done <"$work/ways"
+done | xargs -P "${JOBS:-8}" -L 1 bash -c 'examine "$@"' _
+[ ! -e "$work/broken" ] && echo "all sound" || { echo "$(wc -l <"$work/broken") BROKEN" >&2; exit 1; }
