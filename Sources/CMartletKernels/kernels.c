@@ -15,6 +15,12 @@ static const unsigned char experts[] = {
 static const unsigned char routing[] = {
 #embed "kernels/routing.cu"
 };
+static const unsigned char grouped_tile_sm90[] = {
+#embed "kernels/grouped_tile_sm90.cuh"
+};
+static const unsigned char grouped_gemm_low_sm90[] = {
+#embed "kernels/grouped_gemm_low_sm90.cu"
+};
 static const unsigned char grouped_gemm_sm90[] = {
 #embed "kernels/grouped_gemm_sm90.cu"
 };
@@ -102,6 +108,9 @@ static const unsigned char attention_flash[] = {
 static const unsigned char attention_flash_backward[] = {
 #embed "kernels/attention_flash_backward.cu"
 };
+static const unsigned char attention_sm90_backward[] = {
+#embed "kernels/attention_sm90_backward.cu"
+};
 static const unsigned char attention_plain[] = {
 #embed "kernels/attention_plain.cu"
 };
@@ -112,6 +121,8 @@ static const MartletKernelSource sources[] = {
     {"wgmma.cuh", wgmma, sizeof wgmma},
     {"experts.cuh", experts, sizeof experts},
     {"routing.cu", routing, sizeof routing},
+    {"grouped_tile_sm90.cuh", grouped_tile_sm90, sizeof grouped_tile_sm90},
+    {"grouped_gemm_low_sm90.cu", grouped_gemm_low_sm90, sizeof grouped_gemm_low_sm90},
     {"grouped_gemm_sm90.cu", grouped_gemm_sm90, sizeof grouped_gemm_sm90},
     {"grouped_gemm_dx_sm90.cu", grouped_gemm_dx_sm90, sizeof grouped_gemm_dx_sm90},
     {"grouped_gemm_sm80.cu", grouped_gemm_sm80, sizeof grouped_gemm_sm80},
@@ -141,6 +152,7 @@ static const MartletKernelSource sources[] = {
     {"flash.cuh", flash, sizeof flash},
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
+    {"attention_sm90_backward.cu", attention_sm90_backward, sizeof attention_sm90_backward},
     {"attention_plain.cu", attention_plain, sizeof attention_plain},
 };
 const MartletKernelSource *const martletKernelSources = sources;

@@ -24,6 +24,10 @@ package final class CUDABackend: Backend {
     let tables: TensorTables
     let attentionTables: AttentionTables
     let sideCopies: SideCopies
+    let tiles = Tiles()
+    let tunesTiles: Bool
+    /// How the tiles in force were found; nil where no kernel with a choice is worth it.
+    package internal(set) var tileReport: TileReport?
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = makeAttention()
@@ -33,17 +37,21 @@ package final class CUDABackend: Backend {
     /// What that was planned with.
     var room = ScratchRoom.usual
 
-    /// In the GPU's 16-bit floats, or, for checking, in float32.
+    /// In the GPU's 16-bit floats, or, for checking, in float32. `tile`, for checking too: our own portable kernels, and that
+    /// candidate of each.
     package init(
-        index: Int = 0, inFloat32: Bool = false, isDeterministic: Bool = true
+        index: Int = 0, inFloat32: Bool = false, isDeterministic: Bool = true, tile: Int? = nil
     ) throws(MartletError) {
         wantsOrder = isDeterministic
         device = try Device(index: index)
         computeDType = inFloat32 ? .float32 : device.architecture.half
         blas = try BLAS(device)
         staging = try Staging(device)
-        expertsPath = try CUDABackend.expertsPath(capability: device.capability)
-        attentionPath = try CUDABackend.attentionPath()
+        expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
+        attentionPath = tile != nil ? .flash : try CUDABackend.attentionPath()
+        tunesTiles =
+            try override("MARTLET_TUNE", "setting", named: environment("MARTLET_TUNE"), of: Tuning.self) != .off
+        tiles.forced = tile
         let role = device.architecture.isText ? " standing in for \(device.architecture.number)" : ""
         name = "\(device.name)\(role) (\(computeDType.shortName), experts: \(expertsPath.rawValue))"
         tables = TensorTables(staging)
@@ -56,12 +64,21 @@ package final class CUDABackend: Backend {
                 error.problem, in: "MARTLET_ATTENTION", because: error.reason,
                 fix: error.remedy.map { $0 + "; or unset MARTLET_ATTENTION" } ?? "unset MARTLET_ATTENTION")
         }
+        if environment("MARTLET_ATTENTION") == AttentionPath.hopper.rawValue, computeDType.isHalf,
+            device.capability != 90
+        {
+            throw MartletError(
+                "there is no such kernel for this GPU", in: "MARTLET_ATTENTION", because: "\(name) is not a Hopper",
+                fix: "unset MARTLET_ATTENTION")
+        }
     }
 
     private func makeAttention() -> CuDNNAttention? {
-        guard computeDType.isHalf, attentionPath == .cudnn else { return nil }
+        guard computeDType.isHalf, attentionPath == .cudnn || attentionPath == .hopper else { return nil }
         do throws(MartletError) {
-            return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
+            return try CuDNNAttention(
+                device, staging, isDeterministic: wantsOrder,
+                sizeWithoutBackward: attentionPath == .hopper ? HopperBackward.headSize : nil)
         } catch {
             missingAttention = error
             return nil
@@ -78,6 +95,9 @@ package final class CUDABackend: Backend {
         return [
             halfRemark(trains: shapes.trains), expertsRemark(on: shapes), flashRemark(on: shapes),
             attention.map { "attention is computed by our own kernels, about half as fast as cuDNN's: \($0.problem)" },
+            !wantsOrder && shapes.trains && usesHopperBackward(headSize: shapes.headSize)
+                ? "'deterministic: false' changes nothing: heads of \(shapes.headSize) go backward in a fixed order"
+                : nil,
         ].compactMap { $0 }
     }
 
@@ -103,6 +123,8 @@ package final class CUDABackend: Backend {
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
             + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))
+            + (usesHopperBackward(headSize: HopperBackward.headSize)
+                ? " (backward by our own kernel where heads have 128)" : "")
     }
 
     /// Bytes of the GPU's memory in use, by this process or any other.

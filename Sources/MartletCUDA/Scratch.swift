@@ -40,6 +40,7 @@ extension CUDABackend {
         attentionTables.reserve(tokens: shapes.tokens, in: arena)
 
         cudnnAttention?.reserve(for: shapes, in: arena)
+        if !arena.isMeasuring { tuneTiles(for: shapes) }
     }
 
     /// The most that any one op takes; ops do not share scratch across calls.
@@ -60,6 +61,7 @@ extension CUDABackend {
                     &$0, rows: shapes.tokens, width: max(shapes.hidden, shapes.widest), rank: shapes.rank)
             },
             { self.reserveExperts(&$0, shapes) },
+            { self.reserveHopperBackward(&$0, shapes) },
             { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
             { self.cudnnAttention?.layOut(&$0, shapes) },

@@ -55,7 +55,7 @@ import Testing
     }
 
     @Test func attentionsWayIsTheBestUnlessAnotherIsNamed() throws {
-        for unnamed in [nil, "", "auto"] { #expect(try CUDABackend.attentionPath(named: unnamed) == .cudnn) }
+        for unnamed in [nil, "", "auto"] { #expect(try CUDABackend.attentionPath(named: unnamed) == .hopper) }
         for path in AttentionPath.allCases { #expect(try CUDABackend.attentionPath(named: path.rawValue) == path) }
         let typo = expectRefusal("a typo") { _ = try CUDABackend.attentionPath(named: "falsh") }
         #expect(typo?.location == "MARTLET_ATTENTION" && typo?.remedy == "write 'flash'")

@@ -2,7 +2,7 @@
 The tables are those of Sources/MartletCUDA/Ops/AttentionFlash.swift."""
 import os, sys
 import torch
-from lab import Module, bf16
+from lab import Module, TensorMap, bf16
 
 FORWARD = {64: dict(WARPS=4, WARP_ROWS=32, RING=2, BLOCKS=3), 128: dict(WARPS=4, WARP_ROWS=32, RING=2, BLOCKS=2),
            192: dict(WARPS=8, WARP_ROWS=16, RING=2, BLOCKS=1), 256: dict(WARPS=8, WARP_ROWS=16, RING=2, BLOCKS=1)}
@@ -61,9 +61,8 @@ class Attention:
                    table, self.Q, self.G, self.scale, shared=shared)
         return launch
 
-    def flash_backward(self, parts=None, together=None, **shape):
-        shape = {**BACKWARD[self.D], **shape}
-        keys, queries, warps, stages = (shape[n] for n in ("KEYS", "QUERIES", "WARPS", "STAGES"))
+    def key_blocks(self, keys, queries, parts, together):
+        """The schedule of a backward pass: key blocks longest first, tiles of queries, parts of a group, parts side by side."""
         works, tiles = [], 0
         for s in self.spans:
             count = ceil_div(s[1], queries)
@@ -72,7 +71,7 @@ class Attention:
                 works.append((count - first, (*s, b, tiles, 0, 0)))
             tiles += count
         works = [w for _, w in sorted(works, key=lambda w: -w[0])]
-        table, group = self.table(works), self.Q // self.G
+        group = self.Q // self.G
         processors = torch.cuda.get_device_properties(0).multi_processor_count
         if parts is None:
             parts, items = 1, len(works) * self.G
@@ -81,6 +80,13 @@ class Attention:
         units = parts * self.G
         fills = lambda n: units % n == 0 and n * len(works) >= 2 * processors
         together = together or next(filter(fills, range(1, units + 1)), units)
+        return works, tiles, parts, together
+
+    def flash_backward(self, parts=None, together=None, **shape):
+        shape = {**BACKWARD[self.D], **shape}
+        keys, queries, warps, stages = (shape[n] for n in ("KEYS", "QUERIES", "WARPS", "STAGES"))
+        works, tiles, parts, together = self.key_blocks(keys, queries, parts, together)
+        table = self.table(works)
         nan = lambda *size: torch.full(size, float("nan"), device="cuda")
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
@@ -95,6 +101,31 @@ class Attention:
             module("attention_flash_backward", len(works) * self.G * parts, 32 * warps, self.q, self.k, self.v, self.dout, lse,
                    delta, table, self.dq, self.dk, self.dv, sums, key_sums, state, len(works), parts, together, tiles, self.T, self.Q,
                    self.G, self.scale, shared=shared)
+        return launch
+
+    def hopper_backward(self, parts=None, together=None, shares=None):
+        parts = parts or self.Q // self.G
+        works, tiles, parts, together = self.key_blocks(128, 64, parts, together)
+        # Parts that run side by side have sums of dk and dv of their own.
+        shares = shares or min(parts, ceil_div(together, self.G))
+        table, items = self.table(works), len(works) * self.G
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
+        nan = lambda *size: torch.full(size, float("nan"), device="cuda")
+        lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
+        sums = nan(self.Q, self.T, self.D)
+        key_sums = nan(items, shares, 4, 128, 64) if parts > 1 else None
+        count = 1 + tiles * self.Q + items * shares
+        state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
+        rows = lambda x, heads, box: TensorMap(x, [self.D, heads, x.shape[0]], [64, 1, box])
+        maps = rows(self.q, self.Q, 64), rows(self.k, self.G, 128), rows(self.v, self.G, 128), rows(self.dout, self.Q, 64)
+        module = Module("attention_sm90_backward")
+        def launch():
+            module("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
+                   count, self.T, self.Q)
+            module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv, sums,
+                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
+            module("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
+                   self.dq, self.dk, self.dv, len(works), shares, self.T, self.Q, self.G, self.scale)
         return launch
 
     def plain(self):
@@ -200,8 +231,13 @@ def check():
                 if D > 128 and (Q, G) != (8, 2): continue
                 a = Attention(CASES[spans], Q, G, D)
                 case(f"flash D {D} {Q}/{G} {spans}", lambda: compare(a, a.flash(), a.flash_backward(), 2e-2))
+    for Q, G in ((4, 4), (8, 2), (8, 1)):
+        for spans in CASES:
+            a = Attention(CASES[spans], Q, G, 128)
+            case(f"hopper {Q}/{G} {spans}", lambda: compare(a, a.flash(), a.hopper_backward(), 2e-2))
     a = Attention(CASES["tile"], 8, 2, 128)
     for parts in (1, 2, 4):
+        case(f"hopper parts {parts}", lambda: compare(a, a.flash(), a.hopper_backward(parts=parts), 2e-2))
         case(f"flash parts {parts}", lambda: compare(a, a.flash(), a.flash_backward(parts=parts), 2e-2))
     for D in (64, 128, 192):
         a = Attention(CASES["packed"], 8, 2, D)

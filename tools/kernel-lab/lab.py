@@ -20,7 +20,7 @@ def must(result):
 
 
 class TensorMap:
-    """Sizes innermost first; rows of at most 64 elements a box, 128-byte swizzle."""
+    """Sizes innermost first; rows of 64 elements a box in the 128-byte swizzle, of 16 in the 32-byte one."""
 
     def __init__(self, tensor, sizes, box):
         strides, stride = [], 2
@@ -31,7 +31,7 @@ class TensorMap:
             driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, len(sizes), tensor.data_ptr(),
             [driver.cuuint64_t(s) for s in sizes], strides, [driver.cuuint32_t(b) for b in box],
             [driver.cuuint32_t(1)] * len(sizes), driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{min(128, 2 * box[0])}B"),
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
         self.words = (ctypes.c_uint64 * 16)(*[int(w) for w in made.opaque])
@@ -58,7 +58,6 @@ class Module:
         options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17", b"-default-device", b"-lineinfo"]
         options += [f"-D{k}={v}".encode() for k, v in defines.items()]
         options += os.environ.get("DEFINES", "").encode().split()
-        if "DEPTH" in os.environ: options.append(b"-DDEPTH=" + os.environ["DEPTH"].encode())
         result = nvrtc.nvrtcCompileProgram(program, len(options), options)
         # Two bytes at least: a bytes object of one is shared by the whole interpreter, and NVRTC writes into this one.
         log = b" " * max(2, must(nvrtc.nvrtcGetProgramLogSize(program)))
@@ -95,6 +94,8 @@ class Experts:
         g = torch.Generator("cuda").manual_seed(seed)
         rand = lambda *shape, std=1.0: (torch.randn(*shape, device="cuda", generator=g, dtype=torch.float32) * std).to(bf16)
         self.H, self.F, self.E, self.K, self.A, self.scale = H, F, E, K, A, scale
+        # Tiles of the kernels that have a choice.
+        self.tile, self.blocks, self.depth = (TILE_COLUMNS, STEP, STAGES), 2, int(os.environ.get("DEPTH", 2))
         self.T, self.R = ids.numel() // K, ids.numel()
         T, R = self.T, self.R
         self.ids = ids.to("cuda", torch.int32).contiguous()
@@ -110,7 +111,7 @@ class Experts:
         # One row more than needed: it must stay NaN.
         self.gate_up, self.act, self.out = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
         self.dgate_up, self.act2, self.dxr = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
-        self.partial_count = -(-F // (TILE_COLUMNS if portable else 192))
+        self.partial_count = -(-F // (128 if portable else 192))
         self.partial = poison(self.partial_count, R, dtype=torch.float32)
         self.dweight = poison(R, dtype=torch.float32)
         if A:
@@ -131,6 +132,10 @@ class Experts:
         m("routing_tiles", 1, 1024, self.offset, self.tiles, self.tile_count)
         m("routing_parts", 1, 1024, self.offset, self.parts, self.part_count)
 
+    def inside(self, mode):
+        """Whether the grouped product makes the adapter's skinny one on the way; then p2 and q2 are never in memory."""
+        return not portable and self.A == 16 and mode != DX
+
     def gemm(self, mode, in_place=False):
         """`in_place`: dgateUp goes where gateUp stands."""
         H, F, E, A, R = self.H, self.F, self.E, self.A, self.R
@@ -150,13 +155,19 @@ class Experts:
             if A:
                 p, m, m_sizes = {UP: (self.p1, self.b1, [A, wide, E]), DOWN: (self.p2, self.b2, [A, H, E]),
                                  DACT: (self.q2, self.a2, [F, A, E]), DX: (self.q1, self.a1, [H, A, E])}[mode]
-                maps += [TensorMap(p, [A, R], dense), TensorMap(m, m_sizes, inner)]
+                first = {UP: (self.a1, [H, A, E], [64, A, 1]), DOWN: (self.a2, [F, A, E], [64, A, 1]),
+                         DACT: (self.b2, [A, H, E], [A, 64, 1])}[mode] if self.inside(mode) else (p, [A, R], dense)
+                maps += [TensorMap(*first), TensorMap(m, m_sizes, inner)]
             else:
                 maps += maps
             self.maps[mode] = maps
         if mode == DX:
             return Module("grouped_gemm_dx_sm90", **defines)(
                 "grouped_gemm_dx", self.grid, 384, *self.maps[mode], self.parts, self.part_count, out, shared=216256)
+        if self.inside(mode):
+            low = {UP: self.p1, DOWN: self.p2w, DACT: self.q2w}[mode]
+            return Module("grouped_gemm_low_sm90", **defines)(
+                "grouped_gemm_low", self.grid, 384, *self.maps[mode], a, *rest, low, float(self.scale), shared=231520)
         Module("grouped_gemm_sm90", **defines)("grouped_gemm", self.grid, 384, *self.maps[mode], a, *rest, shared=231520)
 
     def gemm_portable(self, mode, defines, rest):
@@ -164,35 +175,36 @@ class Experts:
                             DACT: (self.dy, self.wd, self.F), DX: (self.dgate_up, self.wgu, self.H)}[mode]
         a_ext, b_ext = {UP: (self.p1, self.b1), DOWN: (self.p2, self.b2), DACT: (self.q2, self.a2),
                         DX: (self.q1, self.a1)}[mode] if self.A else (None, None)
-        grid = (self.R // 128 + self.E) * -(-outputs // TILE_COLUMNS)
-        Module("grouped_gemm_sm80", TILE_COLUMNS=TILE_COLUMNS, STEP=STEP, STAGES=STAGES, **defines)(
-            "grouped_gemm", grid, TILE_COLUMNS, rows, b, a_ext, b_ext, rows, *rest,
-            shared=STAGES * STEP * 2 * (128 + TILE_COLUMNS))
+        columns, step, stages = self.tile
+        Module("grouped_gemm_sm80", TILE_COLUMNS=columns, STEP=step, STAGES=stages, **defines)(
+            "grouped_gemm", (self.R // 128 + self.E) * -(-outputs // columns), columns, rows, b, a_ext, b_ext, rows, *rest,
+            shared=stages * step * 2 * (128 + columns))
 
     def project(self, source, matrix, p, weighted, gathers):
-        Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K)(
+        Module("lora_project", GATHERS=int(gathers), WIDTH=matrix.shape[2], RANK=self.A, TOP_K=self.K, BLOCKS=self.blocks)(
             "lora_project", 2 * (self.R // 128 + self.E), 256, source, matrix, self.order, self.tiles, self.tile_count,
             self.weight, self.scale, p, weighted)
 
     def gradient(self, u, v, out, gathers, output_major):
         width = out.shape[1] if output_major else out.shape[2]
-        Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major))(
+        Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major),
+               DEPTH=self.depth)(
             "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out,
-            shared=int(os.environ.get('DEPTH', 2)) * (64 * 256 + 64 * self.A * 2))
+            shared=self.depth * (64 * 256 + 64 * self.A * 2))
 
     def up(self):
-        if self.A: self.project(self.x, self.a1, self.p1, None, True)
+        if self.A and not self.inside(UP): self.project(self.x, self.a1, self.p1, None, True)
         self.gemm(UP)
 
     def down(self):
-        if self.A: self.project(self.act, self.a2, self.p2, self.p2w, False)
+        if self.A and not self.inside(DOWN): self.project(self.act, self.a2, self.p2, self.p2w, False)
         self.gemm(DOWN)
 
     def combine(self, y):
         Module("combine", HIDDEN=self.H, TOP_K=self.K)("combine", self.T, 256, self.out, self.position, self.weight, y, y)
 
     def dact(self):
-        if self.A: self.project(self.dy, self.b2t, self.q2, self.q2w, True)
+        if self.A and not self.inside(DACT): self.project(self.dy, self.b2t, self.q2, self.q2w, True)
         self.gemm(DACT)
 
     def dx(self):

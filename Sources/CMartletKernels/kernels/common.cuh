@@ -96,6 +96,11 @@ __device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
+/// The same with nothing written where `valid` is false.
+__device__ __forceinline__ void copy_async_if(bool valid, u32 to, const void* from) {
+    asm volatile("{\n.reg .pred valid;\nsetp.ne.b32 valid, %2, 0;\n@valid cp.async.cg.shared.global [%0], [%1], 16;\n}"
+                 ::"r"(to), "l"(from), "r"((u32)valid) : "memory");
+}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most `N` of this thread's committed groups are under way.
 template <int N> __device__ __forceinline__ void copy_async_wait() {

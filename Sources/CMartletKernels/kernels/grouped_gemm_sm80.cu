@@ -3,12 +3,12 @@
 // Math       UP    gateUp_RF = x[token] Wgu^T + p1 B1^T,  act = silu(gate) * up
 //            DOWN  out_RH   = act Wd^T + p2 B2^T
 //            DACT  dact_RF  = dy[token] Wd + q2 A2; dgateUp_RF = weight * dSwiGLU(gateUp, dact), act again,
-//                  partial[n][r] = <act, dact> over the columns of tile n (their sum is the routing weight's gradient)
+//                  partial[n][r] = <act, dact> over columns 128 n ..< 128 n + 128 (their sum is the routing weight's gradient)
 //            DX    dx_RH    = dgateUp Wgu + q1 A1
 //            The adapter is one more step of K, the first: [p | x] [B | W]. p1, p2, q1, q2 [R, r] carry its scale
 //            (lora_project.cu).
 // Shapes     rows in the order of `order_R`; Wgu [E, 2F, H] (gate rows first) and Wd [E, H, F] as in checkpoints; A [E, r, I],
-//            B [E, O, r]; partial [ceil(F / TILE_COLUMNS), R]. F and H multiples of 8, r of 8; edges of tiles are
+//            B [E, O, r]; partial [ceil(F / 128), R]. F and H multiples of 8, r of 8; edges of tiles are
 //            predicated, so any counts of rows are right.
 // Budget     UP and DX 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
@@ -289,8 +289,8 @@ __device__ __forceinline__ void finish_rows(u32 staging, const Tile& tile, int c
 /// Several rows' gate and up are on their way at once.
 __device__ __forceinline__ void finish_dact(
     u32 staging, const Tile& tile, int column, const int* order, const float* weights, const bf16* gate_up, bf16* dgate_up,
-    bf16* act, float* partial) {
-    constexpr int batch = 4;
+    bf16* act, float* partial, int row_total) {
+    constexpr int batch = 8;
     const int chunk = threadIdx.x % wide, at = column + chunk * 8;
     const bool inside = at < INNER;
 #pragma unroll 1
@@ -316,11 +316,11 @@ __device__ __forceinline__ void finish_dact(
             sum += swiglu_backward(gate[i].z, up[i].z, unit.z, weight[i]);
             sum += swiglu_backward(gate[i].w, up[i].w, unit.w, weight[i]);
 #pragma unroll
-            for (int d = 1; d < wide; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-            if (row >= tile.count) continue;
+            for (int d = 1; d < 16; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+            if (row >= tile.count || !inside) continue;
             const u64 r = tile.row + row;
-            if (chunk == 0) partial[r] = sum;
-            if (!inside) continue;
+            // Of 128 columns whatever the tile's width, so that the width changes no byte.
+            if (chunk % 16 == 0) partial[(u64)(at / 128) * row_total + r] = sum;
             store128(dgate_up + r * 2 * INNER + at, gate[i]);
             store128(dgate_up + r * 2 * INNER + INNER + at, up[i]);
             store128(act + r * INNER + at, unit);
@@ -351,7 +351,7 @@ extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     const u32 shared = shared_address(memory);
-    const int index = blockIdx.x / column_tiles, column_tile = blockIdx.x % column_tiles, column = column_tile * tile_outputs;
+    const int index = blockIdx.x / column_tiles, column = blockIdx.x % column_tiles * tile_outputs;
     // Past the count stands anything, but the map has an entry for each block: no waiting for the count first.
     const Tile tile = tiles[index];
     if (index >= *tile_count) return;
@@ -360,6 +360,6 @@ extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     else multiply_tile<1>(shared, tile, column, rows, b, a_ext, b_ext, order);
     if (MODE == UP) finish_up(shared, tile, column, out, act);
     else if (MODE == DACT) {
-        finish_dact(shared, tile, column, order, weights, gate_up, out, act, partial + (u64)column_tile * row_total);
+        finish_dact(shared, tile, column, order, weights, gate_up, out, act, partial, row_total);
     } else finish_rows(shared, tile, column, out);
 }

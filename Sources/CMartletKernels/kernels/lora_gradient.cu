@@ -4,8 +4,8 @@
 // Shapes     u bf16 [R, A]; v bf16 [T, C] (gathered) or [R, C]; dM float [E, A, C], or [E, C, A] with -DOUTPUT_MAJOR.
 //            C a multiple of 8; A of 16. dM has the first OWN_RANK of A, if that is given.
 // Budget     2 R A C FLOPs; bytes 2 R C (1 + A / 128) + 8 E A C. Bound by bytes.
-// Launch     -DGATHERS -DWIDTH=C -DRANK=A -DTOP_K -DOUTPUT_MAJOR; <<<(C / 128 rounded up, E), 128>>>, 2 (16384 + 128 A) bytes
-//            of dynamic shared memory.
+// Launch     -DGATHERS -DWIDTH=C -DRANK=A -DTOP_K -DOUTPUT_MAJOR -DDEPTH (pieces of 64 rows in shared memory);
+//            <<<(C / 128 rounded up, E), 128>>>, DEPTH (16384 + 128 A) bytes of dynamic shared memory.
 // Numerics   one block owns a piece of dM and walks the rows in order: reproducible. An expert without rows is left alone.
 // Reference  CPUBackend.expertsBackward (innerColumns, hiddenColumns).
 #include "common.cuh"

@@ -4,12 +4,16 @@
 // Shapes     source [T, width] rows of tokens (gathered) or [R, width]; M [E, A, width]: A itself, or B transposed
 //            (lora_pack.cu); p bf16 [R, A]; width a multiple of 32 -- or of 8 with zeros read past the end; A a multiple of 8.
 // Budget     2 R A width FLOPs; bytes 2 R width (gathered ones mostly from L2) + 2 E A width. Bound by bytes.
-// Launch     -DGATHERS -DWIDTH -DRANK -DTOP_K; <<<2 (R / 128 + E), 256>>>: a block takes 64 rows of the tile map, warp w rows
-//            16 (w % 4) ... and half w / 4 of the width.
+// Launch     -DGATHERS -DWIDTH -DRANK -DTOP_K -DBLOCKS (so many fit on a multiprocessor; of fewer, each has more loads under
+//            way); <<<2 (R / 128 + E), 256>>>: a block takes 64 rows of the tile map, warp w rows 16 (w % 4) ... and half w / 4
+//            of the width.
 // Numerics   float accumulators, the two halves added in order: reproducible.
 // Reference  CPUBackend.experts (p1, p2), expertsBackward (q1, q2).
 #include "common.cuh"
 
+#ifndef BLOCKS
+#define BLOCKS 2
+#endif
 constexpr int groups = RANK / 8;
 /// 32 columns at a time; each half of the width is a whole number of them.
 constexpr int chunks = ceil_div(WIDTH, 32);
@@ -24,8 +28,8 @@ __device__ __forceinline__ void sum_chunks(
     for (int i = first; i < last; ++i) {
         const int column = i * 32 + threadIdx.x % 4 * 8;
         const bool inside = WIDTH % 32 == 0 || column < WIDTH;
-        const Vector a = upper && inside ? load128(upper + column) : zero;
-        const Vector b = lower && inside ? load128(lower + column) : zero;
+        const Vector a = inside ? load128(upper + column) : zero;
+        const Vector b = inside ? load128(lower + column) : zero;
 #pragma unroll
         for (int n = 0; n < groups; ++n) {
             const Vector m = inside ? load128(matrix + n * 8 * WIDTH + column) : zero;
@@ -35,7 +39,7 @@ __device__ __forceinline__ void sum_chunks(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) lora_project(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) lora_project(
     const bf16* source, const bf16* matrix_EAI, const int* order, const Tile* tiles, const int* tile_count,
     const float* weights, float scale, bf16* p_RA, bf16* weighted_RA) {
     begin_kernel();
@@ -49,8 +53,9 @@ extern "C" __global__ void __launch_bounds__(256) lora_project(
     const bf16* rows[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const u64 at = !valid[i] ? 0 : GATHERS ? order[row + 8 * i] / TOP_K : row + 8 * i;
-        rows[i] = valid[i] ? source + at * WIDTH : nullptr;
+        // Past the end stands the tile's first row; what that gives is not stored.
+        const int at = valid[i] ? row + 8 * i : tile.row;
+        rows[i] = source + (u64)(GATHERS ? order[at] / TOP_K : at) * WIDTH;
     }
     float d[groups][4] = {};
     const bf16* matrix = matrix_EAI + (u64)tile.expert * RANK * WIDTH + lane / 4 * WIDTH;

@@ -105,6 +105,13 @@ __device__ __forceinline__ int lane_id() {
     return lane;
 }
 
+/// The same for the thread in its block.
+__device__ __forceinline__ int thread_id() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 template <int N> __device__ __forceinline__ void register_increase() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
@@ -120,21 +127,26 @@ template <int N> __device__ __forceinline__ void register_decrease() {
 __device__ __forceinline__ u64 operand(u32 address, u32 leading = 16) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
+/// The same for rows of 32 bytes in the 32-byte swizzle, of which 16 columns (N) stand inside: byte b of row i stands at
+/// 32 i + (b ^ 16 (i / 4 % 2)).
+__device__ __forceinline__ u64 operand_16(u32 address) {
+    return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(256 >> 4) << 32 | (u64)3 << 62;
+}
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-/// Keeps the compiler from reading the accumulators before a wait.
-__device__ __forceinline__ void hold(float (&d)[96]) {
+/// Keeps the compiler from reading the first `held` accumulators before a wait.
+template <int held, int count> __device__ __forceinline__ void hold(float (&d)[count]) {
 #pragma unroll
-    for (int i = 0; i < 96; ++i) asm volatile("" : "+f"(d[i])::"memory");
+    for (int i = 0; i < held; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 /// d[64 x 192] (+)= a[64 x 16] b[16 x 192], bf16 in, float accumulators; a has K inside, b has N inside if `b_transposed`.
 /// Thread t of the four warps holds of row 16 (t / 32) + (t % 32) / 4 (+ 8) the columns 8 j + 2 (t % 4) (+ 1), in d[4 j] ...
-template <bool b_transposed>
-__device__ __forceinline__ void wgmma_64_192_16(float (&d)[96], u64 a, u64 b, bool accumulates) {
+template <bool b_transposed, int count>
+__device__ __forceinline__ void wgmma_64_192_16(float (&d)[count], u64 a, u64 b, bool accumulates) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"

@@ -20,6 +20,7 @@ template <int n> struct Wgmma;
 #define NAMES_160 NAMES_144 ", %72, %73, %74, %75, %76, %77, %78, %79"
 #define NAMES_176 NAMES_160 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define NAMES_192 NAMES_176 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_208 NAMES_192 ", %96, %97, %98, %99, %100, %101, %102, %103"
 #define PLACES_64 PLACES_8(0), PLACES_8(8), PLACES_8(16), PLACES_8(24)
 #define PLACES_80 PLACES_64, PLACES_8(32)
 #define PLACES_96 PLACES_80, PLACES_8(40)
@@ -29,6 +30,7 @@ template <int n> struct Wgmma;
 #define PLACES_160 PLACES_144, PLACES_8(72)
 #define PLACES_176 PLACES_160, PLACES_8(80)
 #define PLACES_192 PLACES_176, PLACES_8(88)
+#define PLACES_208 PLACES_192, PLACES_8(96)
 
 /// d[64 x n] += a[64 x 16] b[16 x n]; a has M inside, b has K. Thread t of the four warps holds of row
 /// 16 (t / 32) + (t % 32) / 4 (+ 8) the columns 8 j + 2 (t % 4) (+ 1), in d[4 j] ... `a_at` and `b_at` number the operands.
@@ -52,3 +54,31 @@ WGMMA(144, 72, 73);
 WGMMA(160, 80, 81);
 WGMMA(176, 88, 89);
 WGMMA(192, 96, 97);
+
+/// d[64 x 208] (+)= a[64 x 16] b[16 x 208]; both have K inside.
+__device__ __forceinline__ void wgmma_64_208_16(float (&d)[104], u64 a, u64 b, bool accumulates) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %106, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n208k16.f32.bf16.bf16 {" NAMES_208 "}, %104, %105, p, 1, 1, 0, 0;\n}"
+                 : PLACES_208
+                 : "l"(a), "l"(b), "r"((u32)accumulates));
+}
+
+/// d[64 x 16] (+)= a[64 x 16] b[16 x 16], in the last eight of `d`; a has K inside, b has N.
+__device__ __forceinline__ void wgmma_64_16_16(float (&d)[104], u64 a, u64 b, bool accumulates) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, "
+                 "1;\n}"
+                 : PLACES_8(96)
+                 : "l"(a), "l"(b), "r"((u32)accumulates));
+}
+
+/// d[64 x 192] += a[64 x 16] b[16 x 192] with a in registers, as pairs: a[0] is row (t % 32) / 4 of the warp's 16, columns
+/// 2 (t % 4) (+ 1); a[1] row + 8; a[2] and a[3] columns + 8.
+template <bool b_transposed, int count>
+__device__ __forceinline__ void wgmma_64_192_16(float (&d)[count], const u32 (&a)[4], u64 b) {
+    asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" NAMES_192 "}, {%96, %97, %98, %99}, %100, p, 1, 1, "
+                 "%101;\n}"
+                 : PLACES_192
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(b_transposed ? 1 : 0));
+}

@@ -1,3 +1,4 @@
+internal import MartletCUDA
 package import MartletCore
 package import MartletData
 internal import MartletModel
@@ -150,7 +151,7 @@ package struct Assembly {
             facts: facts(model, run.deviceReason),
             export: { (folder) throws(MartletError) in try export.write(to: folder) })
         parts.templateDate = text.writtenDate
-        parts.remarks = run.remarks
+        parts.remarks = run.remarks + [(run.backend as? CUDABackend)?.tileRemark].compactMap { $0 }
         let samples = try samples(run, model, text)
         parts.samples = { () throws(MartletError) in try samples.write() }
         return parts

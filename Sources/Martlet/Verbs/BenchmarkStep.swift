@@ -79,6 +79,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var firstStepSeconds = 0.0, startSeconds = 0.0
     /// How the weights of a model folder were read: "4.6 GiB in 1.2 s, 4.1 GB/s"; empty where nothing was.
     public var loading = ""
+    /// How the tiles of a GPU's kernels were chosen.
+    public var tiles = ""
     /// Kernels and library calls of a step on a GPU.
     public var launchCount = 0
     /// Device time of each op in one step on a GPU, if asked for.
@@ -146,6 +148,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 "\(settings.optim.rawValue), tiles of \(plan.tileTokens), \(plan.note(layers: c.layerCount)), "
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         result.loading = model.loading?.text ?? ""
+        result.tiles = (backend as? CUDABackend)?.tileReport?.description ?? ""
         var first = 0
         for index in 0..<(settings.warmup + settings.steps) {
             let watch = Stopwatch()
@@ -185,7 +188,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "plan": .string(choice), "load_max_over_mean": .number(loadMaxOverMean),
             "first_step_seconds": .number(firstStepSeconds),
             "start_to_first_step_seconds": .number(startSeconds), "launches": .integer(launchCount),
-            "loading": .string(loading),
+            "loading": .string(loading), "tiles": .string(tiles),
             "profile": .array(
                 profile.map {
                     ["op": .string($0.name), "calls": .integer($0.count), "ms": .number($0.milliseconds)]
@@ -210,7 +213,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             routing  the fullest expert has \(fixed(loadMaxOverMean, 1)) times the mean
             start    first step after \(fixed(startSeconds, 1)) s; it took \(fixed(firstStepSeconds * 1000, 1)) ms
             """ + (launchCount > 0 ? "\nlaunches \(launchCount) a step" : "")
-                + (loading.isEmpty ? "" : "\nweights  \(loading)")
+                + (loading.isEmpty ? "" : "\nweights  \(loading)") + (tiles.isEmpty ? "" : "\ntiles    \(tiles)")
                 + profile.map {
                     "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"
                 }.joined()

@@ -33,10 +33,12 @@ public struct Doctor: Sendable, CustomStringConvertible {
         // Attention alone has sums that may go without an order.
         let attention = cases.filter { $0.op == "attention" }
         var onGPU = [{ gpuInHalf(cases) }, { gpuInFloat32(cases) }]
+        let cut = cases.filter(\.cutsTiles)
+        if !cut.isEmpty { onGPU.insert({ gpuInEveryTile(cut) }, at: 0) }
         if !attention.isEmpty { onGPU.append { gpuInAnyOrder(attention) } }
         var general: [() -> Check] = [machine, matrixProduct, { disk(folder) }]
         general += arithmetic + [fullGradients, adapterGradients]
-        var gpuChecks = [gpu] + (hasGPU ? onGPU + [gpuGradients, gpuPlaces] : [])
+        var gpuChecks = [gpu] + (hasGPU ? [tiles] + onGPU + [gpuGradients, gpuPlaces] : [])
         if !ops.isEmpty { (general, gpuChecks) = (arithmetic, [gpu] + (hasGPU ? onGPU : [])) }
         for examination in onlyGPU ? gpuChecks : general + gpuChecks {
             let check = examination()
@@ -161,6 +163,30 @@ public struct Doctor: Sendable, CustomStringConvertible {
         gpuCheck(cases, isDeterministic: false) { _ in "attention on the GPU with 'deterministic: false'" }
     }
 
+    /// How kernels are cut changes no number: every candidate against the usual one.
+    private static func gpuInEveryTile(_ cases: [OpCase]) -> Check {
+        examine("kernels in every tile, same numbers", advice: gpuAdvice) { () throws(MartletError) in
+            let usual = try CUDABackend(tile: 0)
+            var results: [ParityResult] = []
+            for tile in 1..<usual.tileCount {
+                results += try Parity.compare(try CUDABackend(tile: tile), with: usual, tolerance: 0, cases: cases)
+            }
+            let wrong = results.filter { !$0.isSound }
+            let all = "\(results.count) results in \(usual.tileCount - 1) tiles beside the usual ones"
+            guard !wrong.isEmpty else { return (true, all) }
+            return (
+                false, "\(wrong.count) of \(all) differ: \(wrong.prefix(12).map(\.description).joined(separator: "; "))"
+            )
+        }
+    }
+
+    /// What was tuned on this GPU.
+    private static func tiles() -> Check {
+        examine("tiles", advice: gpuAdvice) { () throws(MartletError) in
+            (true, try CUDABackend().tuned.joined(separator: "\n       "))
+        }
+    }
+
     private static func gpuInFloat32(_ cases: [OpCase]) -> Check {
         gpuCheck(cases, inFloat32: true) { _ in "ops on the GPU in float32 against the CPU" }
     }
@@ -253,6 +279,17 @@ extension Doctor.Check: CustomStringConvertible {
     /// One line, and one of advice.
     public var description: String {
         "\(isSound ? "ok    " : "BROKEN") \(name): \(detail)" + (advice.map { "\n       -> \($0)" } ?? "")
+    }
+}
+
+extension OpCase {
+    /// Whether it runs kernels that have a choice of tiles, several of each, whole and not.
+    fileprivate var cutsTiles: Bool {
+        switch op {
+        case "attention": self["T"] > 256 && self["D"] % 64 == 0
+        case "experts": self["T"] > 256 && self["A"] == 16 && self["H"] == 200
+        default: false
+        }
     }
 }
 

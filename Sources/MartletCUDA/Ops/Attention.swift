@@ -2,6 +2,8 @@ package import MartletCore
 
 /// The ways to compute attention on a GPU, best first.
 package enum AttentionPath: String, Sendable, CaseIterable {
+    /// cuDNN forward, and backward where heads have not 128 numbers: those are our own kernel's. bfloat16 on Hopper.
+    case hopper
     /// cuDNN: bfloat16 on Hopper.
     case cudnn
     /// Our own tensor core kernels: 16 bits, heads of 64, 128, and where shared memory suffices 192 and 256.
@@ -34,6 +36,7 @@ extension CUDABackend {
         precondition(do_TQD.count == q_TQD.count && dq_TQD.count == q_TQD.count)
         precondition(dk_UGD.count == k_UGD.count && dv_UGD.count == k_UGD.count)
         guard q_TQD.count > 0, call.hasQueries else { return }
+        if hopperAttentionBackward(call, gradients) { return }
         if cudnnAttentionBackward(
             q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, do_TQD, spans, scale: scale, into: dq_TQD, adding: dk_UGD, dv_UGD)
         {
@@ -45,11 +48,17 @@ extension CUDABackend {
         }
     }
 
+    /// Whether attention over heads of this size is our own flash kernels'.
+    func usesFlash(headSize: Int) -> Bool {
+        let comesFirst = attentionPath == .flash || attentionPath == .cudnn && cudnnAttention == nil
+        return comesFirst && !FlashShape.candidates(headSize: headSize, device.architecture).isEmpty
+    }
+
     /// The best way, unless `MARTLET_ATTENTION` names another.
     static func attentionPath(
         named name: String? = environment("MARTLET_ATTENTION")
     ) throws(MartletError) -> AttentionPath {
-        try override("MARTLET_ATTENTION", "way to compute attention", named: name, of: AttentionPath.self) ?? .cudnn
+        try override("MARTLET_ATTENTION", "way to compute attention", named: name, of: AttentionPath.self) ?? .hopper
     }
 
     /// Any head size and dtype, slowly.

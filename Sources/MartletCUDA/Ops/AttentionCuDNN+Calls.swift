@@ -6,6 +6,8 @@ final class CuDNNAttention {
     let plans: CuDNNPlans
     /// Whether the same input gives the same bytes.
     let isDeterministic: Bool
+    /// Heads of this size go backward elsewhere.
+    private let sizeWithoutBackward: Int?
     private let device: Device
     private let tables: SpanTables
     /// The same spans come back in every layer.
@@ -19,7 +21,9 @@ final class CuDNNAttention {
 
     private static let requestLimit = 256
 
-    init(_ device: Device, _ staging: Staging, isDeterministic: Bool) throws(MartletError) {
+    init(
+        _ device: Device, _ staging: Staging, isDeterministic: Bool, sizeWithoutBackward: Int?
+    ) throws(MartletError) {
         guard device.capability == 90 else {
             throw MartletError(
                 "cuDNN is not used", in: device.name, because: "its attention was only ever tried on Hopper",
@@ -29,13 +33,19 @@ final class CuDNNAttention {
         plans = CuDNNPlans(cudnn, device)
         self.device = device
         self.isDeterministic = isDeterministic
+        self.sizeWithoutBackward = sizeWithoutBackward
         tables = SpanTables(staging)
     }
 
     // MARK: Memory
 
+    private func goesBackward(_ shapes: ScratchShapes) -> Bool {
+        shapes.trains && shapes.headSize != sizeWithoutBackward
+    }
+
     /// As far as a 32nd of the GPU's memory allows; an eighth where memory is to spare, as little as may be where it is scant.
     private func limits(_ shapes: ScratchShapes) -> CuDNNLimits? {
+        guard goesBackward(shapes) else { return nil }
         let usual = device.totalByteCount / 32
         let limits =
             switch shapes.room {
@@ -75,7 +85,7 @@ final class CuDNNAttention {
         if shapes.sequence >= 2 * T {
             tiles.append([AttentionSpan(queryStart: 0, queryCount: T, keyStart: 0, keyCount: 2 * T)])
         }
-        for isBackward in shapes.trains ? [false, true] : [false] {
+        for isBackward in goesBackward(shapes) ? [false, true] : [false] {
             let empty = CuDNNAttentionGraph(shapes, isBackward: isBackward, isOrdered: isDeterministic)
             for spans in tiles {
                 plans.begin((limits.steps(spans, empty) ?? []).joined().compactMap { limits.graph($0, empty) })

@@ -1,7 +1,7 @@
 internal import MartletCore
 
 /// The block of attention_flash.cu for a head size and an architecture.
-struct FlashShape {
+struct FlashShape: Tile {
     var warps: Int
     /// Queries of a warp.
     var warpRows: Int
@@ -27,10 +27,11 @@ struct FlashShape {
     var queries: Int { warps * warpRows }
 
     var sharedBytes: Int { 2 * headSize * (queries + 64 * ring) }
+    /// Beside `HEAD`.
     var defines: [KernelDefine] {
         [
-            KernelDefine("HEAD", headSize), KernelDefine("WARPS", warps), KernelDefine("WARP_ROWS", warpRows),
-            KernelDefine("RING", ring), KernelDefine("BLOCKS", blocks),
+            KernelDefine("WARPS", warps), KernelDefine("WARP_ROWS", warpRows), KernelDefine("RING", ring),
+            KernelDefine("BLOCKS", blocks),
         ]
     }
 }
@@ -122,6 +123,7 @@ extension CUDABackend {
     /// For the largest tile: if every row is a sequence, and keys up to four million rows.
     func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
         guard shapes.trains, computeDType.isHalf, attentionPath != .plain, shapes.tokens > 0,
+            !usesHopperBackward(headSize: shapes.headSize),
             let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: device.architecture.sharedBytes)
         else { return }
         let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)
@@ -148,17 +150,20 @@ extension CUDABackend {
 
     /// False where there is no such kernel for this head size, dtype and GPU.
     func flashAttention(_ call: AttentionCall) -> Bool {
-        guard call.q_TQD.dtype.isHalf, attentionPath != .plain,
-            let shape = FlashShape(headSize: call.size, sharedBytes: device.architecture.sharedBytes)
-        else { return false }
-        let table = attentionTables.table(.queries(shape.queries), call.spans)
-        device.launch(
-            device.kernel("attention_flash.cu", "attention_flash", shape.defines, sharedBytes: shape.sharedBytes),
-            Grid(table.count * call.queryHeads), block: 32 * shape.warps,
-            call.inputs + [
-                .tensor(call.o_TQD), .tensor(call.logSumExp_TQ), .address(table.address), .int(call.queryHeads),
-                .int(call.keyValueHeads), .float(call.scale),
-            ])
+        let shapes = FlashShape.candidates(headSize: call.size, device.architecture)
+        guard call.q_TQD.dtype.isHalf, attentionPath != .plain, !shapes.isEmpty else { return false }
+        let head = [KernelDefine("HEAD", call.size)]
+        tiles.cut(KernelVariant("attention_flash.cu", head), shapes) { shape in
+            let table = attentionTables.table(.queries(shape.queries), call.spans)
+            device.launch(
+                device.kernel(
+                    "attention_flash.cu", "attention_flash", head + shape.defines, sharedBytes: shape.sharedBytes),
+                Grid(table.count * call.queryHeads), block: 32 * shape.warps,
+                call.inputs + [
+                    .tensor(call.o_TQD), .tensor(call.logSumExp_TQ), .address(table.address), .int(call.queryHeads),
+                    .int(call.keyValueHeads), .float(call.scale),
+                ])
+        }
         return true
     }
 

@@ -74,6 +74,13 @@ extension CUDABackend {
         size.obstacle(computeDType, dropsOut: dropsOut, trainsWeights: trainsWeights) == nil ? expertsPath : .loop
     }
 
+    /// Whether experts of these shapes take grouped kernels.
+    func groupsExperts(_ shapes: ScratchShapes) -> Bool {
+        let size = ExpertsSize(shapes)
+        return size.e > 0 && size.r > 0
+            && expertsPath(size, dropsOut: shapes.dropsOut, trainsWeights: shapes.trainsWeights) != .loop
+    }
+
     /// That experts take the loop, and why; nil where they do not.
     func expertsRemark(on shapes: ScratchShapes) -> String? {
         let size = ExpertsSize(shapes)

@@ -32,31 +32,7 @@ struct GroupedScratch {
         q1_RA = half(&scratch, [s.r, s.a])
         q2_RA = half(&scratch, [s.r, s.a])
         q2w_RA = half(&scratch, [s.r, s.a])
-        partial = scratch.take([ceilDiv(s.f, PortableTile.columns), s.r], .float32)
-    }
-}
-
-/// How the portable kernel is cut: what fits a GPU's shared memory, two blocks a multiprocessor where that is enough.
-struct PortableTile {
-    static let columns = 128
-    let step: Int
-    let stages: Int
-
-    init(capability: Int) {
-        switch capability {
-        case 90, 100, 103: (step, stages) = (64, 3)
-        case 80, 87: (step, stages) = (32, 4)
-        case 75: (step, stages) = (32, 2)
-        default: (step, stages) = (32, 3)
-        }
-    }
-
-    var sharedBytes: Int { stages * step * 2 * (128 + PortableTile.columns) }
-    var defines: [KernelDefine] {
-        [
-            KernelDefine("TILE_COLUMNS", PortableTile.columns), KernelDefine("STEP", step),
-            KernelDefine("STAGES", stages),
-        ]
+        partial = scratch.take([ceilDiv(s.f, PortableTile.partialColumns), s.r], .float32)
     }
 }
 
@@ -109,12 +85,12 @@ struct GroupedExperts {
 
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
         prepare()
-        if let lora = experts.gateUpAdapter {
+        if let lora = experts.gateUpAdapter, !makesLow(.up) {
             project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
         }
         product(.up, x_TH, gateUp_RF, into: gateUp_RF, scratch.act_RF)
         guard let y_TH else { return }
-        if let lora = experts.downAdapter {
+        if let lora = experts.downAdapter, !makesLow(.down) {
             project(scratch.act_RF, a2_EAF, lora.scale, into: scratch.p_RA, weighted: lora.low, gathers: false)
         }
         product(.down, scratch.act_RF, gateUp_RF, into: scratch.rows_RH, nil)
@@ -131,7 +107,7 @@ struct GroupedExperts {
     func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
         prepare()
         let s = scratch
-        if let lora = experts.downAdapter {
+        if let lora = experts.downAdapter, !makesLow(.dact) {
             transpose(b2_EHA, into: s.b2_EAH)
             project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
         }
@@ -160,8 +136,37 @@ struct GroupedExperts {
             ])
     }
 
-    /// Column tiles of dact, each of which leaves a partial sum a row.
-    private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.columns) }
+    /// Whether a mode makes its adapter's skinny product on the way, on Hopper: a launch less and no second reading of its rows,
+    /// but more work for the tensor cores, which tells where there are many rows (lab log).
+    private func makesLow(_ mode: Mode) -> Bool {
+        guard path == .hopper, size.a == GroupedExperts.lowRank else { return false }
+        let rows = size.r / size.e
+        return switch mode {
+        case .up: true
+        case .down: rows < 384
+        case .dact: rows < 192
+        case .dx: false
+        }
+    }
+    private static let lowRank = 16
+
+    /// The kernels of a mode on Hopper.
+    static func hopperFiles(_ mode: Mode, rank: Int) -> [String] {
+        if mode == .dx { return ["grouped_gemm_dx_sm90.cu"] }
+        return (rank == lowRank ? ["grouped_gemm_low_sm90.cu"] : []) + ["grouped_gemm_sm90.cu"]
+    }
+
+    /// Where such a product is stored for the adapters' gradients.
+    private func kept(_ mode: Mode) -> Tensor? {
+        switch mode {
+        case .up: experts.gateUpAdapter?.low
+        case .down: experts.downAdapter?.low
+        default: scratch.q2w_RA
+        }
+    }
+
+    /// Pieces of dact's columns, each of which leaves a partial sum a row.
+    private var partialCount: Int { ceilDiv(size.f, path == .hopper ? 192 : PortableTile.partialColumns) }
 
     /// x A^T of the gate and up projections; of the down projection what is kept is weighted, as its gradient wants it.
     private var p1_RA: Tensor { experts.gateUpAdapter?.low ?? scratch.p_RA }
@@ -195,38 +200,45 @@ struct GroupedExperts {
         _ source: Tensor, _ matrix_EAI: Tensor, _ scale: Float, into p_RA: Tensor, weighted: Tensor? = nil,
         gathers: Bool
     ) {
-        let kernel = device.kernel(
-            "lora_project.cu", "lora_project",
-            [
-                KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", matrix_EAI.shape[2]),
-                KernelDefine("RANK", size.a), KernelDefine("TOP_K", size.k),
-            ])
-        device.launch(
-            kernel, Grid(2 * size.tileCount), block: 256,
-            [
-                .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
-                .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
-                .optional(weighted),
-            ])
+        let shape = [
+            KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", matrix_EAI.shape[2]),
+            KernelDefine("RANK", size.a), KernelDefine("TOP_K", size.k),
+        ]
+        backend.tiles.cut(KernelVariant("lora_project.cu", shape), ProjectTile.candidates) { tile in
+            device.launch(
+                device.kernel("lora_project.cu", "lora_project", shape + tile.defines), Grid(2 * size.tileCount),
+                block: 256,
+                [
+                    .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
+                    .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
+                    .optional(weighted),
+                ])
+        }
     }
 
     /// dM += u^T v over the rows of each expert.
     private func gradient(_ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, gathers: Bool, outputMajor: Bool) {
         guard let dM else { return }
         let width = dM.shape[outputMajor ? 1 : 2]
-        let kernel = device.kernel(
-            "lora_gradient.cu", "lora_gradient",
+        let shape =
             [
                 KernelDefine("GATHERS", gathers ? 1 : 0), KernelDefine("WIDTH", width), KernelDefine("RANK", size.a),
                 KernelDefine("TOP_K", size.k), KernelDefine("OUTPUT_MAJOR", outputMajor ? 1 : 0),
-            ] + (rank == size.a ? [] : [KernelDefine("OWN_RANK", rank)]), sharedBytes: 2 * (64 * 256 + 64 * size.a * 2))
-        device.launch(
-            kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
-            [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+            ] + (rank == size.a ? [] : [KernelDefine("OWN_RANK", rank)])
+        backend.tiles.cut(
+            KernelVariant("lora_gradient.cu", shape), GradientTile.candidates(rank: size.a, device.architecture)
+        ) { tile in
+            let kernel = device.kernel(
+                "lora_gradient.cu", "lora_gradient", shape + tile.defines, sharedBytes: tile.sharedBytes(rank: size.a))
+            device.launch(
+                kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
+                [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+        }
     }
 
     private func product(_ mode: Mode, _ a: Tensor, _ gateUp_RF: Tensor, into out: Tensor, _ act_RF: Tensor?) {
-        let hasAdapter = (mode == .up || mode == .dx ? experts.gateUpAdapter : experts.downAdapter) != nil
+        let adapter = mode == .up || mode == .dx ? experts.gateUpAdapter : experts.downAdapter
+        let hasAdapter = adapter != nil
         let defines = [
             KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", size.h), KernelDefine("INNER", size.f),
             KernelDefine("TOP_K", size.k), KernelDefine("RANK", hasAdapter ? size.a : 0),
@@ -239,8 +251,14 @@ struct GroupedExperts {
         guard path == .hopper else { return portable(mode, a, defines, rest, hasAdapter: hasAdapter) }
         let maps = tensorMaps(mode, a, hasAdapter: hasAdapter).map(KernelArgument.map)
         guard mode != .dx else { return inputGradient(maps, defines, into: out) }
-        let kernel = device.kernel("grouped_gemm_sm90.cu", "grouped_gemm", defines, sharedBytes: 231_520)
-        device.launch(kernel, Grid(device.multiprocessorCount), block: 384, maps + rest)
+        var arguments = maps + rest, entry = "grouped_gemm"
+        if let adapter, makesLow(mode) {
+            arguments += [.optional(kept(mode)), .float(adapter.scale)]
+            entry = "grouped_gemm_low"
+        }
+        device.launch(
+            device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_520), Grid(device.multiprocessorCount),
+            block: 384, arguments)
     }
 
     /// dX on Hopper: tiles of its own, which follow the routing more closely.
@@ -257,15 +275,20 @@ struct GroupedExperts {
     private func portable(
         _ mode: Mode, _ a: Tensor, _ defines: [KernelDefine], _ rest: [KernelArgument], hasAdapter: Bool
     ) {
-        let tile = PortableTile(capability: device.capability)
-        let kernel = device.kernel(
-            "grouped_gemm_sm80.cu", "grouped_gemm", defines + tile.defines, sharedBytes: tile.sharedBytes)
         let outputs = mode == .up ? 2 * size.f : mode == .dact ? size.f : size.h
         let weight = mode == .up || mode == .dx ? experts.gateUp_EFH : experts.down_EHF
         let (p, matrix) = adapterOperands(mode)
-        device.launch(
-            kernel, Grid(size.tileCount * ceilDiv(outputs, PortableTile.columns)), block: PortableTile.columns,
-            [.tensor(a), .tensor(weight), .optional(hasAdapter ? p : nil), .optional(hasAdapter ? matrix : nil)] + rest)
+        let operands: [KernelArgument] = [
+            .tensor(a), .tensor(weight), .optional(hasAdapter ? p : nil), .optional(hasAdapter ? matrix : nil),
+        ]
+        backend.tiles.cut(
+            KernelVariant("grouped_gemm_sm80.cu", defines), PortableTile.candidates(device.architecture)
+        ) { tile in
+            let kernel = device.kernel(
+                "grouped_gemm_sm80.cu", "grouped_gemm", defines + tile.defines, sharedBytes: tile.sharedBytes)
+            device.launch(
+                kernel, Grid(size.tileCount * ceilDiv(outputs, tile.columns)), block: tile.columns, operands + rest)
+        }
     }
 
     /// The adapter's extension of both operands: the skinny product, and the matrix that it is multiplied by.
@@ -278,7 +301,8 @@ struct GroupedExperts {
         }
     }
 
-    /// The maps of a, b and the adapter's extension of both; sizes innermost first, boxes as the kernels' headers say.
+    /// The maps of a, b and the adapter's extension of both, or of what the first is made by; sizes innermost first, boxes as
+    /// the kernels' headers say.
     private func tensorMaps(_ mode: Mode, _ a: Tensor, hasAdapter: Bool) -> [TensorMap] {
         let (r, h, f, e, rank) = (size.r, size.h, size.f, size.e, size.a)
         let rows = mode == .dx ? [64, 48] : [64, 128]
@@ -303,7 +327,14 @@ struct GroupedExperts {
             case .dact: [f, rank, e]
             case .dx: [h, rank, e]
             }
-        return maps + [map(p, [rank, r], rows), map(matrix, matrixSizes, box)]
+        let first =
+            switch mode {
+            case .up where makesLow(mode): map(a1_EAH, [h, rank, e], [64, rank, 1])
+            case .down where makesLow(mode): map(a2_EAF, [f, rank, e], [64, rank, 1])
+            case .dact where makesLow(mode): map(b2_EHA, [rank, h, e], [rank, 64, 1])
+            default: map(p, [rank, r], rows)
+            }
+        return maps + [first, map(matrix, matrixSizes, box)]
     }
 }
 

@@ -1,3 +1,4 @@
+internal import Dispatch
 internal import MartletCore
 
 /// One GPU: its context, its stream, its compiled kernels, and the first thing that went wrong on it.
@@ -119,6 +120,14 @@ final class Device {
         } catch {
             fail(error)
             return nil
+        }
+    }
+
+    /// Compiles what the cache does not have, on all processors. What cannot be compiled fails again when it is loaded.
+    func compile(_ variants: [KernelVariant]) {
+        let (cache, compiler, architecture) = (cache, compiler, architecture)
+        DispatchQueue.concurrentPerform(iterations: variants.count) { i in
+            _ = try? cache.image(of: variants[i], for: architecture, by: compiler)
         }
     }
 

@@ -60,8 +60,8 @@ struct TensorMap: @unchecked Sendable {
 }
 
 extension Device {
-    /// A map over `tensor` (bf16, viewed with `sizes`, innermost first) in boxes `box`, with the 128-byte swizzle and
-    /// zeros outside.
+    /// A map over `tensor` (bf16, viewed with `sizes`, innermost first) in boxes `box`, with zeros outside, and with
+    /// the 128-byte swizzle or, where rows of a box are 32 bytes, the 32-byte one.
     func tensorMap(_ tensor: Tensor, sizes: [Int], box: [Int]) -> TensorMap {
         var map = TensorMap()
         guard failure == nil, let encode = driver.tensorMapEncodeTiled else { return map }
@@ -72,12 +72,13 @@ extension Device {
             strides.append(UInt64(stride))
         }
         let ones = [UInt32](repeating: 1, count: sizes.count)
-        let bfloat16: Int32 = 9, noInterleave: Int32 = 0, swizzle128: Int32 = 3, promote256: Int32 = 3
+        let bfloat16: Int32 = 9, noInterleave: Int32 = 0, promote256: Int32 = 3
+        let swizzle: Int32 = box[0] == 16 ? 1 : 3
         let result = withUnsafeMutableBytes(of: &map) { bytes -> Int32 in
             guard let base = bytes.baseAddress else { return 1 }
             return encode(
                 base, bfloat16, UInt32(sizes.count), tensor.address, sizes.map(UInt64.init), strides,
-                box.map(UInt32.init), ones, noInterleave, swizzle128, promote256, 0)
+                box.map(UInt32.init), ones, noInterleave, swizzle, promote256, 0)
         }
         check(result, "a tensor map of \(sizes) in boxes \(box)")
         return map

@@ -6,20 +6,22 @@ import Glibc
 import Darwin
 #endif
 
-/// Compiled kernels on disk, so that only a machine's first run compiles. An entry is written beside its place and
-/// renamed, and carries its length and a checksum: a half-written or damaged one is compiled again.
+/// Compiled kernels, or what tuning found, on disk, so that only a machine's first run compiles and tunes. An entry is written beside its place and
+/// renamed, and carries its length and a checksum: a half-written or damaged one is made again.
 struct KernelCache: Sendable {
     let folder: String
+    var suffix = "cubin"
+
+    static let standard = KernelCache(folder: "\(root)/kernels")
+    static let tiles = KernelCache(folder: "\(root)/tiles", suffix: "tiles")
 
     /// `MARTLET_CACHE`, else `$XDG_CACHE_HOME/martlet`, else `~/.cache/martlet`.
-    static let standard: KernelCache = {
+    private static let root: String = {
         func variable(_ name: String) -> String? {
             getenv(name).map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 }
         }
-        let root =
-            variable("MARTLET_CACHE") ?? variable("XDG_CACHE_HOME").map { "\($0)/martlet" }
+        return variable("MARTLET_CACHE") ?? variable("XDG_CACHE_HOME").map { "\($0)/martlet" }
             ?? "\(variable("HOME") ?? "/tmp")/.cache/martlet"
-        return KernelCache(folder: "\(root)/kernels")
     }()
 
     /// The cubin of `variant`: from here, else compiled and kept here.
@@ -54,7 +56,14 @@ struct KernelCache: Sendable {
         try? AtomicFile.write(KernelCache.header(image) + image, to: path(key))
     }
 
-    private func path(_ key: String) -> String { "\(folder)/\(key).cubin" }
+    /// Of all entries.
+    var keys: [String] {
+        ((try? FileSystem.list(folder)) ?? []).filter { $0.hasSuffix("." + suffix) }.map {
+            String($0.dropLast(suffix.count + 1))
+        }
+    }
+
+    private func path(_ key: String) -> String { "\(folder)/\(key).\(suffix)" }
 
     private static let headerSize = 24
     private static func header(_ image: [UInt8]) -> [UInt8] {

@@ -10,7 +10,8 @@ package enum KernelCatalog {
 
     static func variants(for architecture: Architecture) -> [KernelVariant] {
         // The slow ones first, so that no processor is left with one at the end.
-        attention(architecture) + products(architecture) + projections(architecture) + adapters + plain + routing
+        attention(architecture) + products(architecture) + projections(architecture) + adapters(architecture) + plain
+            + routing
     }
 
     // MARK: The floors of a layer
@@ -18,9 +19,10 @@ package enum KernelCatalog {
     private static func attention(_ architecture: Architecture) -> [KernelVariant] {
         let sizes = [256, 192, 128, 64], sharedBytes = architecture.sharedBytes
         let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
-        let forward = sizes.compactMap { FlashShape(headSize: $0, sharedBytes: sharedBytes) }
-        return backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
-            + forward.map { KernelVariant("attention_flash.cu", $0.defines) }
+        let forward = sizes.flatMap { FlashShape.candidates(headSize: $0, architecture) }
+        return (architecture.capability == 90 ? [KernelVariant("attention_sm90_backward.cu")] : [])
+            + backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
+            + forward.map { KernelVariant("attention_flash.cu", [KernelDefine("HEAD", $0.headSize)] + $0.defines) }
             + halves.flatMap { half in
                 [10, 96].map { KernelVariant("attention_plain.cu", [half, KernelDefine("HEAD", $0)]) }
             }
@@ -28,17 +30,20 @@ package enum KernelCatalog {
 
     /// Grouped products: every mode without an adapter and with one of each rank.
     private static func products(_ architecture: Architecture) -> [KernelVariant] {
-        let portable = PortableTile(capability: architecture.capability).defines
+        let tiles = PortableTile.candidates(architecture)
         return [0, 16, 64].flatMap { rank in
             GroupedExperts.Mode.allCases.flatMap { mode in
                 let defines = [
                     KernelDefine("MODE", mode.rawValue), KernelDefine("HIDDEN", 2048), KernelDefine("INNER", 768),
                     chosen, KernelDefine("RANK", rank),
                 ]
-                let variant = KernelVariant("grouped_gemm_sm80.cu", defines + portable)
-                guard architecture.capability == 90 else { return [variant] }
-                let file = mode == .dx ? "grouped_gemm_dx_sm90.cu" : "grouped_gemm_sm90.cu"
-                return [KernelVariant(file, defines), variant]
+                // Candidates differ alike whatever the rank; one of these modes takes weights as stored, one along K.
+                let isTried = rank == 16 && (mode == .up || mode == .dact)
+                let portable = tiles.prefix(isTried ? tiles.count : 1).map {
+                    KernelVariant("grouped_gemm_sm80.cu", defines + $0.defines)
+                }
+                guard architecture.capability == 90 else { return portable }
+                return GroupedExperts.hopperFiles(mode, rank: rank).map { KernelVariant($0, defines) } + portable
             }
         }
     }
@@ -51,23 +56,28 @@ package enum KernelCatalog {
         }
     }
 
-    private static var adapters: [KernelVariant] {
+    private static func adapters(_ architecture: Architecture) -> [KernelVariant] {
         [16, 64].flatMap { rank in
+            let gradients = GradientTile.candidates(rank: rank, architecture)
             return [KernelVariant("lora_pack.cu", [KernelDefine("WIDTH", rank)])]
                 + [(1, 2048), (0, 768)].flatMap { gathers, width in
                     let defines = [
                         KernelDefine("GATHERS", gathers), KernelDefine("WIDTH", width), KernelDefine("RANK", rank),
                         chosen,
                     ]
-                    return [KernelVariant("lora_project.cu", defines)]
-                        + [0, 1].map {
-                            KernelVariant("lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)])
+                    return ProjectTile.candidates.map { KernelVariant("lora_project.cu", defines + $0.defines) }
+                        + gradients.flatMap { tile in
+                            [0, 1].map {
+                                KernelVariant(
+                                    "lora_gradient.cu", defines + [KernelDefine("OUTPUT_MAJOR", $0)] + tile.defines)
+                            }
                         }
                         // Of an adapter whose rank is padded.
                         + [0, 1].map {
                             KernelVariant(
                                 "lora_gradient.cu",
-                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)])
+                                defines + [KernelDefine("OUTPUT_MAJOR", $0), KernelDefine("OWN_RANK", rank - 11)]
+                                    + gradients[0].defines)
                         }
                 }
         }

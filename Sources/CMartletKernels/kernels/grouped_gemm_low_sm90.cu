@@ -1,0 +1,345 @@
+// grouped_gemm_sm90.cu for adapters of rank 16, whose skinny products are made inside.
+//
+// Math       UP    p = s x[token] A1^T,  gateUp_RF = x[token] Wgu^T + p B1^T,  act = silu(gate) * up
+//            DOWN  p = s act A2^T,  out_RH = act Wd^T + p B2^T
+//            DACT  p = s dy[token] B2,  dact_RF = dy[token] Wd + p A2; the rest as there
+//            p is rounded to bf16 before it is multiplied. low_RA, for the adapters' gradients: p; of DOWN and DACT times the
+//            routing weight.
+// Shapes     as there; A [E, 16, I], B [E, O, 16]
+// Budget     that one's, and 2 R 16 I FLOPs in each column of tiles: 8 % more. What is saved is a kernel that reads the rows once.
+// Design     as there, but for this: the adapter's first matrix stands in the ring beside the weights, 16 columns more of the
+//            product: m64n208 (in DACT, where weights have N inside, an m64n16 of its own). After the last step each thread has
+//            of p just what the left operand of m64n192k16 wants, so that p goes from accumulators to registers and never to memory:
+//            FlashAttention's way with its probabilities. The tiles of column 0 store it. 208 accumulators need 240 registers,
+//            which leaves the producers 24: a thread of those that gather has 4 rows (8 registers) and copies 2 chunks of each, and
+//            the rows of the next tile come through shared memory.
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors; 231520 bytes of dynamic shared memory.
+//            Tensor maps a, b and b_ext as there; instead of p
+//              first  UP A1 {H, 16, E}, DOWN A2 {F, 16, E}, box {64, 16, 1}; DACT B2 {16, H, E}, box {16, 64, 1} in the
+//                     32-byte swizzle
+// Numerics   as there. The tiles of a row have the same p, bit for bit.
+// Reference  CPUBackend.experts / expertsBackward; Dao et al. 2022, FlashAttention (an accumulator as the next operand).
+#include "grouped_tile_sm90.cuh"
+#include "wgmma.cuh"
+
+static_assert(RANK == 16, "one n16 of wgmma");
+constexpr int low_bytes = 16 * 64 * 2;
+constexpr int stage_bytes = a_bytes + b_bytes + low_bytes;
+constexpr int stages = 4;
+/// The last step has the adapter's second matrix, and nothing else.
+constexpr int steps = base_steps + 1;
+/// Accumulators of 64 rows that a thread has: of its 192 columns, and of the 16 of p.
+constexpr int values = 96 + 8;
+
+/// The routing weights of each consumer warp's 32 rows; what the producers know of this tile and the next; then the barriers.
+constexpr int weights_at = stages * stage_bytes + (MODE == DACT ? 4 * desk_bytes : 8 * staging_bytes);
+constexpr int lists_at = weights_at + 8 * 128;
+/// 128 tokens, and the tile.
+constexpr int list_bytes = 128 * 4 + 16;
+/// What each consumer warp will need to know of its tile when the products are done.
+constexpr int works_at = lists_at + 2 * list_bytes;
+constexpr int barriers_at = works_at + 8 * 16;
+static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231520, "the launch's dynamic shared memory");
+/// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
+constexpr int producer_registers = 24;
+constexpr int consumer_registers = 240;
+static_assert(producer_registers + 2 * consumer_registers <= 3 * 168, "the block's registers");
+
+struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
+    using RingPlace::RingPlace;
+    __device__ __forceinline__ u32 a() const { return stage(); }
+    __device__ __forceinline__ u32 b() const { return a() + a_bytes; }
+    __device__ __forceinline__ u32 low() const { return b() + b_bytes; }
+    /// Completed when warp `warp` % 4 of warpgroup `group` may use the desk.
+    __device__ __forceinline__ u32 desk(int group, int warp) const { return turn(2) + 32 * group + 8 * (warp % 4); }
+};
+
+/// The maps, by address: parameters stay where they are.
+struct Maps {
+    const TensorMap &a, &b, &first, &second;
+};
+
+// MARK: Filling the ring
+
+/// What the copy engine brings of one step; one thread.
+__device__ __forceinline__ void load_step(const Ring& ring, const Maps& maps, int step, const Tile& tile, int column) {
+    const bool base = step < base_steps;
+    const TensorMap& weights = base ? maps.b : maps.second;
+    const int k = base ? step * 64 : 0;
+    barrier_expect(ring.full(), base ? stage_bytes - (gathers ? a_bytes : 0) : b_bytes);
+    if (b_transposed) {
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+            tensor_load(ring.b() + i * 8192, weights, ring.full(), column + 64 * i, k, tile.expert);
+        }
+    } else {
+        tensor_load(ring.b(), weights, ring.full(), k, column, tile.expert);
+        if (MODE == UP) tensor_load(ring.b() + b_bytes / 2, weights, ring.full(), k, INNER + column, tile.expert);
+    }
+    if (!base) return;
+    if (!gathers) tensor_load(ring.a(), maps.a, ring.full(), k, tile.row);
+    tensor_load(ring.low(), maps.first, ring.full(), MODE == DACT ? 0 : k, MODE == DACT ? k : 0, tile.expert);
+}
+
+/// The producer of a kernel that does not gather: one thread.
+__device__ __forceinline__ void produce(Ring ring, const Maps& maps, const Tile* tiles, const int* tile_count) {
+    const int total = *tile_count * column_tiles;
+    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+        const Tile tile = tiles[index / column_tiles];
+        for (int step = 0; step < steps; ++step, ring.next()) {
+            barrier_wait(ring.empty(), ring.parity ^ 1);
+            load_step(ring, maps, step, tile, index % column_tiles * tile_columns);
+        }
+    }
+}
+
+/// Puts tile `index` on a list; returns where the flat index of its row `thread` stands, or nil.
+__device__ __forceinline__ const int* find_row(const int* order, const Tile* tiles, int index, int total, u32 list) {
+    if (index >= total) return nullptr;
+    const Tile tile = tiles[index / column_tiles];
+    if (threadIdx.x == 0) store_shared128(list + 512, Vector{(u32)tile.expert, (u32)tile.row, (u32)tile.count, 0});
+    return (int)threadIdx.x < tile.count ? order + tile.row + threadIdx.x : nullptr;
+}
+
+/// The producers of a kernel that gathers: all threads copy rows, and thread 0 starts the copy engine. Thread i has chunks i % 4
+/// and i % 4 + 4, of 16 bytes, of rows i / 4 + 32 j; on a list its four rows stand side by side. Rows past the tile's end are not
+/// copied, and nobody reads them.
+__device__ __forceinline__ void produce_gathering(
+    Ring ring, const Maps& maps, const bf16* source, const int* order, const Tile* tiles, const int* tile_count) {
+    const int total = *tile_count * column_tiles, thread = threadIdx.x;
+    const u32 place = thread % 32 * 16 + thread / 32 * 4;
+    const u32 swizzled = thread / 4 * 128 + ((thread % 4 ^ thread / 4 % 8) << 4);
+    u32 list = ring.base + lists_at;
+    const int* at = find_row(order, tiles, blockIdx.x, total, list);
+    store_shared32(list + place, at ? *at / TOP_K : 0);
+    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+        const u32 other = 2 * (ring.base + lists_at) + list_bytes - list;
+        asm volatile("bar.sync 1, 128;" ::: "memory");
+        // The next tile's row is on its way while this tile is copied.
+        at = find_row(order, tiles, index + gridDim.x, total, other);
+        int next = 0;
+        if (at) next = *at;
+        const int left = (int)load_shared32(list + 520) - thread / 4;
+        const bf16* rows[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            rows[j] = source + (u64)load_shared32(list + thread / 4 * 16 + j * 4) * HIDDEN + thread % 4 * 8;
+        }
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step, ring.next()) {
+            barrier_wait(ring.empty(), ring.parity ^ 1);
+            if (step < base_steps) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) {
+                        const u32 to = ((ring.a() + swizzled) ^ (i * 64)) + j * 4096;
+                        const bool inside = k_size % 64 == 0 || step * 64 + (thread % 4 + i * 4) * 8 < k_size;
+                        if (k_size % 64 == 0) copy_async_if(left > j * 32, to, rows[j] + i * 32);
+                        else if (left > j * 32) copy_async(to, rows[j] + i * 32, inside);
+                    }
+                    rows[j] += 64;
+                }
+            }
+            if (thread == 0) {
+                const Tile tile = {(int)load_shared32(list + 512), 0, 0, 0};
+                load_step(ring, maps, step, tile, index % column_tiles * tile_columns);
+            }
+            copy_async_arrive(ring.full());
+        }
+        // Nobody waits for it earlier.
+        asm volatile("" : "+r"(next));
+        list = other;
+        store_shared32(list + place, next / TOP_K);
+    }
+}
+
+// MARK: Products
+
+/// 16 of K for 64 rows, p's columns behind the others.
+__device__ __forceinline__ void multiply_16(float (&d)[values], u64 a, u64 b, u64 low, bool accumulates) {
+    if (!b_transposed) return wgmma_64_208_16(d, a, b, accumulates);
+    wgmma_64_192_16<b_transposed>(d, a, b, accumulates);
+    wgmma_64_16_16(d, a, low, accumulates);
+}
+
+/// One step of K for the first 64 rows and, if `both`, the last 64.
+template <bool both>
+__device__ __forceinline__ void multiply_step(float (&d)[2][values], const Ring& ring, bool accumulates) {
+    if (gathers) fence_async_proxy();
+    const u64 a = operand(ring.a()), b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b()), low = operand_16(ring.low());
+    constexpr int b_step = b_transposed ? 2048 >> 4 : 32 >> 4;
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        multiply_16(d[0], a + 2 * i, b + b_step * i, low + (512 >> 4) * i, accumulates || i > 0);
+        if (both) multiply_16(d[1], a + (8192 >> 4) + 2 * i, b + b_step * i, low + (512 >> 4) * i, accumulates || i > 0);
+    }
+    wgmma_commit();
+}
+
+/// A tile as the warp's place in shared memory holds it through the products, so that no register has to. `rest` is twice the count
+/// of tiles, and the parity of the turn.
+struct Work {
+    int index, row, count, rest;
+
+    static __device__ __forceinline__ u32 place(const Ring& ring) { return ring.base + works_at + (thread_id() / 32 - 4) * 16; }
+    __device__ __forceinline__ void keep(const Ring& ring) const {
+        if (lane_id() == 0) store_shared128(place(ring), Vector{(u32)index, (u32)row, (u32)count, (u32)rest});
+        __syncwarp();
+    }
+    static __device__ __forceinline__ Work kept(const Ring& ring) {
+        const Vector v = load_shared128(place(ring));
+        return {(int)v.x, (int)v.y, (int)v.z, (int)v.w};
+    }
+};
+
+/// p of 64 rows, scaled and rounded, as a left operand; stored by the tiles of column 0.
+__device__ __forceinline__ void finish_low(
+    const float (&d)[values], int half, u32 (&low)[4], const Ring& ring, bf16* low_RA, float scale) {
+    float x[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = scale * d[96 + i];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) low[i] = pack(x[2 * i], x[2 * i + 1]);
+    if (!low_RA) return;
+    const Work work = Work::kept(ring);
+    if (work.index % column_tiles > 0) return;
+    const int lane = lane_id(), warp = thread_id() / 32 - 4;
+    const u32 weights = ring.base + weights_at + warp * 128;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int own = lane / 4 + 8 * i, r = half * 64 + warp % 4 * 16 + own;
+        if (r >= work.count) continue;
+        const float weight = MODE == UP ? 1 : __uint_as_float(load_shared32(weights + (16 * half + own) * 4));
+        u32* to = (u32*)(low_RA + (u64)(work.row + r) * RANK) + lane % 4;
+        to[0] = MODE == UP ? low[i] : pack(weight * x[2 * i], weight * x[2 * i + 1]);
+        to[4] = MODE == UP ? low[2 + i] : pack(weight * x[4 + 2 * i], weight * x[5 + 2 * i]);
+    }
+}
+
+/// All steps of one tile into the accumulators. One step stays under way while the next starts.
+template <bool both>
+__device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, u32 parity, bf16* low_RA, float scale) {
+    barrier_wait(ring.turn(thread_id() / 128 - 1), parity);
+    barrier_wait(ring.full(), ring.parity);
+    multiply_step<both>(d, ring, false);
+    u32 previous = ring.empty();
+    ring.next();
+    // By rounds of the ring; left to the compiler, or with a tile's place in registers, it ran out of them for some widths, and waited
+    // for each product (its warning C7511).
+#pragma unroll stages
+    for (int step = 1; step < base_steps; ++step, ring.next()) {
+        barrier_wait(ring.full(), ring.parity);
+        multiply_step<both>(d, ring, true);
+        wgmma_wait<1>();
+        release(previous);
+        previous = ring.empty();
+    }
+    barrier_wait(ring.full(), ring.parity);
+    release(ring.turn(2 - thread_id() / 128));
+    wgmma_wait<0>();
+    hold<values>(d[0]);
+    if (both) hold<values>(d[1]);
+    release(previous);
+    u32 low[2][4];
+    const u64 b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b());
+    finish_low(d[0], 0, low[0], ring, low_RA, scale);
+    if (both) finish_low(d[1], 1, low[1], ring, low_RA, scale);
+    wgmma_fence();
+    wgmma_64_192_16<b_transposed>(d[0], low[0], b);
+    if (both) wgmma_64_192_16<b_transposed>(d[1], low[1], b);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold<96>(d[0]);
+    if (both) hold<96>(d[1]);
+    release(ring.empty());
+    ring.next();
+}
+
+// MARK: Tiles
+
+/// What the consumers are told besides the tiles; grouped_gemm's own parameters.
+struct Arguments {
+    const int* order;
+    const float* weights;
+    const bf16* gate_up;
+    bf16 *out, *act;
+    float* partial;
+    int row_total;
+    bf16* low_RA;
+    float scale;
+};
+
+/// A warpgroup that multiplies: every other tile of the block.
+__device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const int* tile_count, const Arguments& to) {
+    const int first = threadIdx.x / 128 - 1;
+    if (first == 1) ring.advance(steps);
+    Work next = {(int)(blockIdx.x + first * gridDim.x), 0, 0, *tile_count * column_tiles * 2 + (first ^ 1)};
+    while (next.index < next.rest / 2) {
+        const Tile tile = tiles[next.index / column_tiles];
+        next.row = tile.row, next.count = tile.count;
+        next.keep(ring);
+        if (MODE == DACT || MODE == DOWN && to.low_RA && next.index % column_tiles == 0) {
+            const int warp = thread_id() / 32 - 4, row = warp % 4 * 16;
+            prepare_weights(ring.base + weights_at + warp * 128, tile.row + row, tile.count - row, to.order, to.weights);
+            __syncwarp();
+        }
+        float d[2][values];
+        if (tile.count > 64) multiply<true>(d, ring, next.rest & 1, to.low_RA, to.scale);
+        else multiply<false>(d, ring, next.rest & 1, to.low_RA, to.scale);
+        ring.advance(steps);
+        const Work work = Work::kept(ring);
+        const int warp = thread_id() / 32 - 4, column = work.index % column_tiles * tile_columns;
+        const int row = work.row + warp % 4 * 16, count = work.count - warp % 4 * 16;
+        const u32 staging = ring.base + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
+        if (MODE == DACT) {
+            barrier_wait(ring.desk(warp / 4, warp), work.rest & 1);
+            lay_out(d, staging, count);
+            const u32 weight_at = ring.base + weights_at + warp * 128;
+            float* sums = to.partial + (u64)(work.index % column_tiles) * to.row_total;
+            if (count > 0) Desk{staging, weight_at, row, count, column, to.gate_up, to.out, to.act, sums}.finish();
+            __syncwarp();
+            if (lane_id() == 0) barrier_arrive(ring.desk(1 - warp / 4, warp));
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (MODE == DACT || count <= 64 * half) break;
+            if (MODE == UP) finish_up(d[half], staging, row + 64 * half, count - 64 * half, column, to.out, to.act);
+            else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, to.out);
+        }
+        next = Work::kept(ring);
+        next.index += 2 * gridDim.x;
+        next.rest ^= 1;
+        __syncwarp();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm_low(
+    const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap first,
+    const __grid_constant__ TensorMap second, const bf16* source, const int* order, const Tile* tiles, const int* tile_count,
+    const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total, bf16* low_RA, float scale) {
+    begin_kernel();
+    extern __shared__ __align__(1024) u8 memory[];
+    Ring ring(shared_address(memory));
+    if (threadIdx.x == 0) {
+        for (Ring slot = ring; slot.parity == 0; slot.next()) {
+            barrier_init(slot.full(), gathers ? 129 : 1);
+            barrier_init(slot.empty(), 1);
+        }
+        barrier_init(ring.turn(0), 1);
+        barrier_init(ring.turn(1), 1);
+        for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    const Maps maps = {a, b, first, second};
+    if (threadIdx.x < 128) {
+        register_decrease<producer_registers>();
+        if (gathers) produce_gathering(ring, maps, source, order, tiles, tile_count);
+        else if (threadIdx.x == 0) produce(ring, maps, tiles, tile_count);
+    } else {
+        register_increase<consumer_registers>();
+        consume(ring, tiles, tile_count, {order, weights, gate_up, out, act, partial, row_total, low_RA, scale});
+    }
+}
