@@ -51,8 +51,8 @@ extension CUDABackend {
 
     /// Whether attention over heads of this size is our own flash kernels'.
     func usesFlash(headSize: Int) -> Bool {
-        let comesFirst = attentionPath == .flash || attentionPath == .cudnn && cudnnAttention == nil
-        return comesFirst && !FlashShape.candidates(headSize: headSize, device.architecture).isEmpty
+        attentionPath != .plain && cudnnAttention == nil
+            && !FlashShape.candidates(headSize: headSize, device.architecture).isEmpty
     }
 
     /// The best way, unless `MARTLET_ATTENTION` names another.
