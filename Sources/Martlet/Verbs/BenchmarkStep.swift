@@ -107,8 +107,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public static let formula =
         "T x (4 N_frozen + 6 N_trained) + 7 L Q D x the sum of S^2 over sequences; N: matrix weights a token meets, without the embedding"
 
-    /// Runs the steps.
-    public static func run(_ settings: Settings) throws(MartletError) -> StepBenchmark {
+    /// Runs the steps. `tell` hears of long ones as they end.
+    public static func run(
+        _ settings: Settings, tell: (String) -> Void = { _ in }
+    ) throws(MartletError) -> StepBenchmark {
         let started = Stopwatch()
         let source: any WeightSource =
             if let folder = settings.model {
@@ -149,22 +151,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 + (plan.keepsWeights ? "weights stay decoded" : "weights decoded each pass"))
         result.loading = model.loading?.text ?? ""
         result.tiles = (backend as? CUDABackend)?.tileReport?.description ?? ""
-        var first = 0
-        for index in 0..<(settings.warmup + settings.steps) {
-            let watch = Stopwatch()
-            let launches = (backend as? CUDABackend)?.launchCount ?? 0
-            let outcome = try model.benchmarkStep(step, index), loss = outcome.loss
-            result.launchCount = ((backend as? CUDABackend)?.launchCount ?? 0) - launches
-            if index == 0 {
-                result.loadMaxOverMean = outcome.meanLoadMaxOverMean
-                first = DeviceMemory.peak(of: backend)
-                (result.firstStepSeconds, result.startSeconds) = (watch.seconds, started.seconds)
-            }
-            if index >= settings.warmup { result.stepSeconds.append(watch.seconds) }
-            result.losses.append(loss)
-        }
-        result.peakByteCount = DeviceMemory.peak(of: backend)
-        result.growthByteCount = result.peakByteCount - first
+        try result.measure(model, step, settings, since: started, tell)
         if let cuda = backend as? CUDABackend, settings.profiles {
             result.profile = try cuda.profile { () throws(MartletError) in
                 _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
@@ -172,6 +159,36 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         }
         result.peakGigaflops = try Roofs.gigaflops(of: backend)
         return result
+    }
+
+    /// A step of so many seconds is told at once.
+    private static let longStep = 5.0
+
+    private mutating func measure(
+        _ model: Model, _ step: PackedStep, _ settings: Settings, since started: Stopwatch, _ tell: (String) -> Void
+    ) throws(MartletError) {
+        let backend = model.backend, count = settings.warmup + settings.steps
+        var first = 0
+        for index in 0..<count {
+            let watch = Stopwatch()
+            let launches = (backend as? CUDABackend)?.launchCount ?? 0
+            let outcome = try model.benchmarkStep(step, index), seconds = watch.seconds
+            launchCount = ((backend as? CUDABackend)?.launchCount ?? 0) - launches
+            if index == 0 {
+                loadMaxOverMean = outcome.meanLoadMaxOverMean
+                first = DeviceMemory.peak(of: backend)
+                (firstStepSeconds, startSeconds) = (seconds, started.seconds)
+            }
+            if index >= settings.warmup { stepSeconds.append(seconds) }
+            losses.append(outcome.loss)
+            peakByteCount = DeviceMemory.peak(of: backend)
+            if seconds >= StepBenchmark.longStep {
+                tell(
+                    "step \(index + 1) of \(count): \(fixed(seconds, 1)) s, loss \(fixed(outcome.loss, 4)), "
+                        + "peak \(formatBytes(peakByteCount))")
+            }
+        }
+        growthByteCount = peakByteCount - first
     }
 
     /// The result for machines.

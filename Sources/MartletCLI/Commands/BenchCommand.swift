@@ -80,7 +80,7 @@ struct BenchCommand: ParsableCommand {
             settings.memoryLimit = memoryLimit.map { $0 << 20 }
             settings.sequenceLength = sequenceLength
             if let tokensFile { try settings.readTokens(tokensFile) }
-            let result = try StepBenchmark.run(settings)
+            let result = try StepBenchmark.run(settings, tell: Terminal.complain)
             Terminal.say(json ? result.json : result.description)
         }
 
