@@ -53,6 +53,22 @@ import Testing
         if let tight { #expect(planner.hostByteCount(tight) <= hidden) }
     }
 
+    /// Attention's outputs are dealt to both memories where neither has room for all.
+    @Test func outputsAreShared() throws {
+        var start = try plan(1 << 40, host: 1 << 40)
+        (start.keptLayers, start.keptOutputs, start.keepsEverything, start.keepsWeights) = (0, 0, false, false)
+        (start.hiddenOut, start.room) = (true, .usual)
+        let least = planner.byteCount(start), hidden = planner.hostByteCount(start)
+        start.outputsOut = true
+        let places = planner.byteCount(start) - least, outputs = planner.hostByteCount(start) - hidden
+        #expect(places > 0 && outputs > 2 * places)
+        // Room for five outputs on the device, two of which are places for the others, and for three of six in host memory.
+        let shared = try plan(least + places / 2 * 5 + 4096, host: hidden + outputs / 2)
+        #expect(shared.outputsOut && shared.keptOutputs == 3 && shared.tileTokens == 1024)
+        let less = try plan(least + places / 2 * 5 + 4096, host: hidden + outputs / 3)
+        #expect(!less.outputsOut && less.keptOutputs >= 4)
+    }
+
     /// The error names how much more would do; that much does, and less does not.
     @Test(arguments: [0, 1 << 40]) func tooLittleIsAnsweredBeforeTheStart(host: Int) throws {
         let error = #expect(throws: MartletError.self) { try plan(1 << 20, host: host) }

@@ -205,7 +205,7 @@ private struct Room {
         if planner.settings.trains {
             // An output takes S / 2 multiplications a byte to make again, the rest H / 2 and what norms and launches take.
             if plan.maximumLength >= 2 * planner.configuration.hiddenSize, !plan.outputsOut {
-                plan = most(plan, \.keptOutputs)
+                plan = movingOtherOutputs(most(plan, \.keptOutputs))
             }
             plan = most(plan, \.keptLayers)
             plan = most(plan, \.keptOutputs)
@@ -224,14 +224,27 @@ private struct Room {
         return fits(everything) ? everything : plan
     }
 
-    /// The plan with the largest number of layers under `key` that fits.
+    /// The plan with the largest number of layers under `key` that fits; it fits as it is.
     private func most(_ plan: ExecutionPlan, _ key: WritableKeyPath<ExecutionPlan, Int>) -> ExecutionPlan {
         var plan = plan, candidate = plan
-        plan[keyPath: key] = Room.largest(upTo: layers) { layers in
-            candidate[keyPath: key] = layers
+        plan[keyPath: key] += Room.largest(upTo: layers - plan[keyPath: key]) { more in
+            candidate[keyPath: key] = plan[keyPath: key] + more
             return fits(candidate)
         }
         return plan
+    }
+
+    /// The outputs that are not kept wait in host memory, where it has no room for all of them but for those.
+    private func movingOtherOutputs(_ plan: ExecutionPlan) -> ExecutionPlan {
+        guard hostLimit > 0, plan.hiddenOut else { return plan }
+        var moved = plan, candidate = plan
+        (moved.outputsOut, candidate.outputsOut) = (true, true)
+        // Their two places on the device are some outputs less.
+        moved.keptOutputs = Room.largest(upTo: plan.keptOutputs) { count in
+            candidate.keptOutputs = count
+            return planner.byteCount(candidate) <= limit
+        }
+        return fits(moved) ? moved : plan
     }
 
     private func everythingKept(_ plan: ExecutionPlan) -> ExecutionPlan {
