@@ -64,7 +64,6 @@ struct Shared {
 /// The parity of the barrier of the `i`th of what has two places; who waits for the place to be empty waits for the other one.
 __device__ __forceinline__ u32 phase(u32 i) { return i / 2 % 2; }
 
-
 // MARK: Work
 
 /// What the kernel is called with.

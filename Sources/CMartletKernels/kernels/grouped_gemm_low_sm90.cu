@@ -322,16 +322,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm_low(
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     Ring ring(shared_address(memory));
-    if (threadIdx.x == 0) {
-        for (Ring slot = ring; slot.parity == 0; slot.next()) {
-            barrier_init(slot.full(), gathers ? 129 : 1);
-            barrier_init(slot.empty(), 1);
-        }
-        barrier_init(ring.turn(0), 1);
-        barrier_init(ring.turn(1), 1);
-        for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
-        barrier_init_fence();
-    }
+    if (threadIdx.x == 0) start(ring);
     __syncthreads();
     const Maps maps = {a, b, first, second};
     if (threadIdx.x < 128) {

@@ -23,6 +23,18 @@ constexpr int staging_bytes = 16 * staging_pitch;
 constexpr int desk_pitch = 192 * 2 + 16;
 constexpr int desk_bytes = 32 * desk_pitch;
 
+/// The barriers of a kernel's ring, by one thread.
+template <class Ring> __device__ __forceinline__ void start(const Ring& ring) {
+    for (Ring slot = ring; slot.parity == 0; slot.next()) {
+        barrier_init(slot.full(), gathers ? 129 : 1);
+        barrier_init(slot.empty(), 1);
+    }
+    barrier_init(ring.turn(0), 1);
+    barrier_init(ring.turn(1), 1);
+    for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
+    barrier_init_fence();
+}
+
 // MARK: Epilogues, warp by warp, 16 rows at a time
 
 /// 16 rows x 8 `chunks` columns from the warp's staging area to global memory; rows of `to` are `stride` apart. Only `count`

@@ -85,16 +85,25 @@ extern "C" __global__ void __launch_bounds__(1024) routing_order(
     }
 }
 
+/// Of the thread's expert; none behind the last.
+struct Rows {
+    int expert = threadIdx.x, start = 0, count = 0;
+
+    __device__ __forceinline__ explicit Rows(const int* offset_E1) {
+        if (expert >= EXPERTS) return;
+        start = offset_E1[expert];
+        count = offset_E1[expert + 1] - start;
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offset_E1, Tile* tiles, int* tile_count) {
     begin_kernel();
     __shared__ int shared[32];
-    const int expert = threadIdx.x;
-    const int start = expert < EXPERTS ? offset_E1[expert] : 0;
-    const int count = expert < EXPERTS ? offset_E1[expert + 1] - start : 0;
+    const Rows own(offset_E1);
     int total;
-    int index = block_scan(ceil_div(count, tile_rows), shared, total);
-    for (int row = 0; row < count; row += tile_rows) {
-        tiles[index++] = Tile{expert, start + row, min(tile_rows, count - row), 0};
+    int index = block_scan(ceil_div(own.count, tile_rows), shared, total);
+    for (int row = 0; row < own.count; row += tile_rows) {
+        tiles[index++] = Tile{own.expert, own.start + row, min(tile_rows, own.count - row), 0};
     }
     if (threadIdx.x == 0) *tile_count = total;
 }
@@ -103,15 +112,13 @@ extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offs
 extern "C" __global__ void __launch_bounds__(1024) routing_parts(const int* offset_E1, Tile* parts, int* part_count) {
     begin_kernel();
     __shared__ int shared[32];
-    const int expert = threadIdx.x;
-    const int start = expert < EXPERTS ? offset_E1[expert] : 0;
-    const int count = expert < EXPERTS ? offset_E1[expert + 1] - start : 0;
-    const int mine = ceil_div(count, part_rows), units = ceil_div(count, part_unit);
+    const Rows own(offset_E1);
+    const int mine = ceil_div(own.count, part_rows), units = ceil_div(own.count, part_unit);
     int total;
     parts += block_scan(mine, shared, total);
     for (int i = 0, row = 0; i < mine; ++i) {
-        const int rows = min(part_unit * (units / mine + (i < units % mine)), count - row);
-        parts[i] = Tile{expert, start + row, rows, 0};
+        const int rows = min(part_unit * (units / mine + (i < units % mine)), own.count - row);
+        parts[i] = Tile{own.expert, own.start + row, rows, 0};
         row += rows;
     }
     if (threadIdx.x == 0) *part_count = total;

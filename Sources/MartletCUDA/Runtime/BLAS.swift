@@ -116,11 +116,14 @@ final class BLAS: @unchecked Sendable {
     func reserveWorkspace(in arena: Arena) {
         let memory = arena.carve([BLAS.workspaceByteCount], .uint8, for: .workspace)
         guard !arena.isMeasuring else { return }
-        workspace = memory
-        queue.async { self.wake() }
+        let isFirst = workspace == nil
+        // Not while the first question reads it.
+        queue.sync { workspace = memory }
+        if isFirst { queue.async { self.wake() } }
     }
 
-    /// The library's first answer takes 0.1 s whatever is asked. So it is asked while weights are read.
+    /// The library's first answer takes 0.1 s whatever is asked. So it is asked while weights are read, on `queue`: any other
+    /// question waits for that.
     private func wake() {
         device.makeCurrent()
         var plan = Plan(operation: nil, a: nil, b: nil, c: nil, algorithm: (0, 0, 0, 0, 0, 0, 0, 0))

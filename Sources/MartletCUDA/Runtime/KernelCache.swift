@@ -6,8 +6,8 @@ import Glibc
 import Darwin
 #endif
 
-/// Compiled kernels, or what tuning found, on disk, so that only a machine's first run compiles and tunes. An entry is written beside its place and
-/// renamed, and carries its length and a checksum: a half-written or damaged one is made again.
+/// Compiled kernels, or what tuning found, on disk, so that only a machine's first run compiles and tunes. An entry is written
+/// beside its place and renamed, and carries its length and a checksum: a half-written or damaged one is made again.
 struct KernelCache: Sendable {
     let folder: String
     var suffix = "cubin"
