@@ -1,10 +1,10 @@
 #!/bin/sh
 # A run that is killed (kill -9) at random moments and resumed ends with the same bytes as one that never was.
 #
-#   [OPTIM=adamw_8bit] [DEVICE=cuda] [STD=0.5] tools/verify/kill_and_resume.sh MARTLET [KILLS]
+#   [OPTIM=adamw_8bit] [DEVICE=cuda] [STD=2] tools/verify/kill_and_resume.sh MARTLET [KILLS]
 #
 # The first kill comes while the run starts, the others within 30 ms after a checkpoint that was drawn. STD is the deviation of the
-# model's weights: with 0.5 and MARTLET_CAPABILITY=7.5 (float16) steps overflow, and the loss scale has to survive as well.
+# model's weights: with 2 and MARTLET_CAPABILITY=7.5 (float16) steps overflow, and the loss scale has to survive as well.
 set -eu
 martlet=$1
 kills=${2:-6}
