@@ -4,7 +4,7 @@
 //            groups' starts; tiles: blocks of at most 128 consecutive rows of one expert, by expert and row; parts: the same
 //            for grouped_gemm_dx_sm90.cu, an expert's rows in the fewest blocks of at most 192, which differ by 16 or so.
 // Shapes     expert_TK int32 [R]; order, position int32 [R]; offset int32 [E + 1]; tiles [R / 128 + E]; parts [R / 192 + E];
-//            tile_count, part_count int32 [1].
+//            part_count int32 [1]; tile_count int32 [2], of which the second is how many tiles are taken: none yet.
 // Budget     each expert's block reads the R ids twice, from L2: 8 R E bytes; nothing else counts.
 // Launch     -DEXPERTS (at most 1024). `routing_order` <<<E, 1024>>>, then `routing_tiles` and `routing_parts` <<<1, 1024>>>. No
 //            grid depends on the routing, and the host never reads a count.
@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offs
     for (int row = 0; row < own.count; row += tile_rows) {
         tiles[index++] = Tile{own.expert, own.start + row, min(tile_rows, own.count - row), 0};
     }
-    if (threadIdx.x == 0) *tile_count = total;
+    if (threadIdx.x == 0) tile_count[0] = total, tile_count[1] = 0;
 }
 
 /// Rows are dealt out by `part_unit`; the first parts have one unit more if they do not come out even.

@@ -22,7 +22,8 @@ struct GroupedScratch {
         b2_EAH = half(&scratch, [s.e, s.a, s.h])
         position_R = scratch.take([s.r], .int32)
         tiles = scratch.take([s.tileCount, 4], .int32)
-        tileCount = scratch.take([1], .int32)
+        // And how many of a product's tiles are taken (`routing_tiles`).
+        tileCount = scratch.take([2], .int32)
         parts = scratch.take([s.partCount, 4], .int32)
         partCount = scratch.take([1], .int32)
         act_RF = half(&scratch, [s.r, s.f])
@@ -256,7 +257,7 @@ struct GroupedExperts {
             entry = "grouped_gemm_low"
         }
         device.launch(
-            device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_520), Grid(device.multiprocessorCount),
+            device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_648), Grid(device.multiprocessorCount),
             block: 384, arguments)
     }
 
