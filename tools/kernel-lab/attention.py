@@ -75,7 +75,7 @@ class Attention:
         module = Module("attention_sm90_forward")
         def launch():
             module("attention_sm90_forward", min(processors, len(works) * self.Q), 384, *maps, self.v, self.o, self.lse, table,
-                   len(works), together, self.Q, self.G, self.scale, shared=229536)
+                   len(works), together, self.Q, self.G, self.scale, shared=229504)
         return launch
 
     def key_blocks(self, keys, queries, parts, together, least=1):
