@@ -99,6 +99,12 @@ static const unsigned char cross_entropy[] = {
 static const unsigned char optimizer[] = {
 #embed "kernels/optimizer.cu"
 };
+static const unsigned char product[] = {
+#embed "kernels/product.cu"
+};
+static const unsigned char turn[] = {
+#embed "kernels/turn.cuh"
+};
 static const unsigned char flash[] = {
 #embed "kernels/flash.cuh"
 };
@@ -158,6 +164,8 @@ static const MartletKernelSource sources[] = {
     {"copy.cu", copy, sizeof copy},
     {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
     {"optimizer.cu", optimizer, sizeof optimizer},
+    {"product.cu", product, sizeof product},
+    {"turn.cuh", turn, sizeof turn},
     {"flash.cuh", flash, sizeof flash},
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},

@@ -15,6 +15,7 @@ package final class CUDABackend: Backend {
     let wantsOrder: Bool
 
     let device: Device
+    let libraries: LibraryUse
     let blas: BLAS
     let staging: Staging
     /// How experts are computed where nothing stands against it.
@@ -46,7 +47,10 @@ package final class CUDABackend: Backend {
         wantsOrder = isDeterministic
         device = try Device(index: index)
         computeDType = inFloat32 ? .float32 : device.architecture.half
-        blas = try BLAS(device)
+        libraries =
+            try override("MARTLET_LIBRARIES", "setting", named: environment("MARTLET_LIBRARIES"), of: LibraryUse.self)
+            ?? .on
+        blas = try BLAS(device, libraries)
         staging = try Staging(device)
         expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
         attentionPath = tile != nil ? .flash : try CUDABackend.attentionPath()
@@ -82,7 +86,9 @@ package final class CUDABackend: Backend {
 
     private func makeAttention() -> CuDNNAttention? {
         hasAskedForCuDNN = true
-        guard computeDType.isHalf, attentionPath == .cudnn || attentionPath == .hopper else { return nil }
+        guard computeDType.isHalf, libraries == .on, attentionPath == .cudnn || attentionPath == .hopper else {
+            return nil
+        }
         do throws(MartletError) {
             return try CuDNNAttention(
                 device, staging, isDeterministic: wantsOrder,

@@ -297,16 +297,21 @@ def rival(a, name):
     return forward, lambda: torch.autograd.grad(o, (q, k, v), dout, retain_graph=True)
 
 
-SHAPES = {"qwen2k": (2048, 32, 4, 128), "qwen8k": (8192, 32, 4, 128), "oss8k": (8192, 64, 8, 64), "glm8k": (8192, 20, 20, 256),
-          "qwen16k": (16384, 32, 4, 128)}
+def qwen(lengths, earlier=None): return packed(lengths, earlier), 32, 4, 128
+
+
+SHAPES = {**{f"qwen{n // 1024}k": qwen([n]) for n in (1024, 2048, 4096, 8192, 16384)},
+          "tile4k": qwen([4096], [4096]), "tile16k": qwen([16384], [16384]),
+          "nine": qwen([4000, 1800, 900, 600, 400, 250, 150, 50, 42]), "16x512": qwen([512] * 16),
+          "oss8k": (packed([8192]), 64, 8, 64), "glm8k": (packed([8192]), 20, 20, 256)}
 
 
 def bench(names, variants):
     """`variants`: by shape, pairs of "flash" or "flash_backward" and options to try besides."""
     for name in names:
-        S, Q, G, D = SHAPES[name]
-        a = Attention([(0, S, 0, S)], Q, G, D)
-        flops = 2 * S * S * D * Q
+        spans, Q, G, D = SHAPES[name]
+        a = Attention(spans, Q, G, D)
+        flops = sum(4 * D * Q * (n * k - n * n / 2) for _, n, _, k in spans)
         count = max(1, int(2e12 / flops / 2))
         def show(what, launch, factor):
             try:
@@ -314,7 +319,7 @@ def bench(names, variants):
                 print(f"{name:8} {what:40} {t:7.3f} ms {factor * flops / t / 1e9:6.0f} TFLOP/s", flush=True)
             except Exception as e:
                 print(name, what, repr(e)[:300], flush=True)
-        for r in ("flash", "cudnn"):
+        for r in ("flash", "cudnn") if len(spans) == 1 and spans[0][1] == spans[0][3] else ():
             show("torch " + r, lambda: rival(a, r)[0], 1)
             show("torch " + r + " backward", lambda: rival(a, r)[1], 2.5)
         show("ours", a.flash, 1)

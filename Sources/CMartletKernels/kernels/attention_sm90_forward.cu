@@ -193,7 +193,7 @@ __device__ __forceinline__ void multiply_values(float (&o)[64], const u32 (&p)[3
     wgmma_commit();
 }
 
-/// Warpgroups multiply in turns. Each turn that is passed on is awaited, the first one's first too.
+/// Warpgroups issue their products in turns. Each turn that is passed on is awaited in the end.
 struct Turns {
     int own;
 
@@ -278,11 +278,12 @@ __device__ __forceinline__ void finish(
     for (int half = 0; half < 2; ++half) {
         const int row = first + (int)lane / 4 + 8 * half;
         const float sum = quad_sum(softmax.sum[half]);
-        inverse[half] = sum > 0 ? __fdividef(1.0f, sum) : 0;
+        // 0 where nothing is seen; what is not a number stays so.
+        inverse[half] = sum == 0 ? 0 : __fdividef(1.0f, sum);
         if (lane % 4 == 0 && row < item.count) {
             const float ln2 = 0.69314718056f;
             x.logSumExp_TQ[(u64)(item.row + row) * x.Q + item.head]
-                = sum > 0 ? softmax.top[half] * ln2 + __logf(sum) : -infinity();
+                = sum == 0 ? -infinity() : softmax.top[half] * ln2 + __logf(sum);
         }
     }
     const u32 to = rows + lane % 16 * (head_size * 2);

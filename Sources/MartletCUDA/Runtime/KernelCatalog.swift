@@ -97,6 +97,9 @@ package enum KernelCatalog {
         ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu", "lora_pad.cu"].flatMap { file in
             halves.map { KernelVariant(file, [$0]) }
         } + ["copy.cu", "optimizer.cu", "reduce.cu"].map { KernelVariant($0) }
+            + [(1, 1), (1, 0), (0, 0)].map { half, result in
+                KernelVariant("product.cu", [KernelDefine("HALF", half), KernelDefine("PARAMETER_HALF", result)])
+            }
             // Frozen and trained weights of a model in bfloat16, and one in float32; an odd width.
             + [(1, 1, 2048), (1, 0, 2048), (0, 0, 2048), (1, 1, 49)].flatMap { half, parameter, width in
                 let storage = [KernelDefine("HALF", half), KernelDefine("PARAMETER_HALF", parameter)]
