@@ -117,6 +117,9 @@ static const unsigned char attention_flash_backward[] = {
 static const unsigned char attention_sm90[] = {
 #embed "kernels/attention_sm90.cuh"
 };
+static const unsigned char attention_sm90_forward[] = {
+#embed "kernels/attention_sm90_forward.cu"
+};
 static const unsigned char attention_sm90_backward[] = {
 #embed "kernels/attention_sm90_backward.cu"
 };
@@ -167,6 +170,7 @@ static const MartletKernelSource sources[] = {
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
     {"attention_sm90.cuh", attention_sm90, sizeof attention_sm90},
+    {"attention_sm90_forward.cu", attention_sm90_forward, sizeof attention_sm90_forward},
     {"attention_sm90_backward.cu", attention_sm90_backward, sizeof attention_sm90_backward},
     {"attention_sm90_finish.cu", attention_sm90_finish, sizeof attention_sm90_finish},
     {"attention_plain.cu", attention_plain, sizeof attention_plain},
