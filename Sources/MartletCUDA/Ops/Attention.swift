@@ -2,7 +2,7 @@ package import MartletCore
 
 /// The ways to compute attention on a GPU, best first.
 package enum AttentionPath: String, Sendable, CaseIterable {
-    /// cuDNN forward, and backward where heads have not 128 numbers: those are our own kernel's. bfloat16 on Hopper.
+    /// Our own wgmma kernels where heads have 128 numbers, cuDNN for others. bfloat16 on Hopper.
     case hopper
     /// cuDNN: bfloat16 on Hopper.
     case cudnn
@@ -19,6 +19,7 @@ extension CUDABackend {
     ) {
         let call = AttentionCall(q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, spans, scale)
         guard q_TQD.count > 0, call.hasQueries else { return }
+        if hopperAttention(call) { return }
         if cudnnAttention(q_TQD, k_UGD, v_UGD, spans, scale: scale, into: o_TQD, logSumExp_TQ: logSumExp_TQ) { return }
         device.timed("attention") {
             if flashAttention(call) { return }
@@ -51,7 +52,7 @@ extension CUDABackend {
 
     /// Whether attention over heads of this size is our own flash kernels'.
     func usesFlash(headSize: Int) -> Bool {
-        attentionPath != .plain && cudnnAttention == nil
+        attentionPath != .plain && !hasHopperAttention(headSize: headSize) && cudnnAttention == nil
             && !FlashShape.candidates(headSize: headSize, device.architecture).isEmpty
     }
 
