@@ -91,7 +91,7 @@ __device__ __forceinline__ void produce(Ring ring, const Maps& maps, const Tile*
     int index;
     for (int n = 0; (index = (int)load_shared32(queue.place(n))) >= 0; ++n) {
         const Tile tile = tiles[index / column_tiles];
-        const int taken = take_tile(tile_count + 1, total);
+        const int taken = take_tile(index, tile_count + 1, total);
         for (int step = 0; step < steps; ++step, ring.next()) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
             load_step(ring, maps, step, tile, index % column_tiles * tile_columns);
@@ -130,7 +130,7 @@ __device__ __forceinline__ void produce_gathering(
         at = find_row(order, tiles, (int)load_shared32(queue.place(n + 1)), other);
         int next = 0, taken = 0;
         if (at) next = *at;
-        if (thread == 0) taken = take_tile(tile_count + 1, total);
+        if (thread == 0) taken = take_tile(index, tile_count + 1, total);
         const int left = (int)load_shared32(list + 520) - thread / 4;
         const bf16* rows[4];
 #pragma unroll

@@ -26,7 +26,7 @@ constexpr int desk_bytes = 32 * desk_pitch;
 // MARK: Which block takes which tile
 
 /// Tiles are taken by whoever is free, since those of at most 64 rows cost half: block b begins with b and b + gridDim.x, and
-/// thread 0, which alone asks, writes the index of the block's n-th tile (-1: none is left) to place n % 8 before it fills the ring
+/// its thread 0, which alone asks, writes the index of the block's n-th tile (-1: none is left) to place n % 8 before it fills the ring
 /// with the tile before. The ring has five slots at most, so that nobody is eight tiles behind.
 constexpr int turns_kept = 8;
 constexpr int queue_bytes = turns_kept * 16;
@@ -51,9 +51,11 @@ struct Queue {
     }
 };
 
-/// How many were asked for before, in `taken`: the index behind those that the blocks begin with. Zero again after `total` calls,
-/// one a tile.
-__device__ __forceinline__ int take_tile(int* taken, int total) {
+/// What 2 gridDim.x is added to for the index of the tile after the next, `index` being this one: where a block has but few tiles,
+/// and in DACT, whose epilogue sets the pace, it takes them in turns, which is faster there (lab log); elsewhere how many were asked
+/// for before. `taken` counts them, and is zero again after `total` calls, one a tile.
+__device__ __forceinline__ int take_tile(int index, int* taken, int total) {
+    if (MODE == DACT || total < 16 * (int)gridDim.x) return index;
     int before;
     asm volatile("atom.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(taken), "r"(total - 1) : "memory");
     return before;
