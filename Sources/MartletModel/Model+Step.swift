@@ -3,8 +3,8 @@ package import MartletCore
 // One optimizer step, layer-major: all of the step's tokens go through layer l, tile by tile, before layer l + 1.
 
 extension Model {
-    /// Forward and backward over a whole step. Gradients are zeroed first; the loss is the mean over the step's targets, and
-    /// its gradients are left multiplied by `lossScale`.
+    /// Forward and backward over a whole step. Gradients of earlier steps leave no trace; the loss is the mean over the step's
+    /// targets, and its gradients are left multiplied by `lossScale`.
     package func trainStep(
         _ step: PackedStep, index: Int, lossScale: Float = 1
     ) throws(MartletError) -> StepOutcome {
@@ -16,7 +16,8 @@ extension Model {
         let leaving = Set(memory.layerParameters.prefix(gone).joined())
         var outcome = try forward(step, tiles)
         // After the forward pass, which may still have had to apply them.
-        backend.zero(parameters.indices.filter { !leaving.contains($0) }.map { parameters[$0].gradient })
+        let here = parameters.indices.filter { !leaving.contains($0) }.map { parameters[$0] }
+        backend.zero(here.filter(\.startsFromZero).map(\.gradient))
         guard outcome.targetCount > 0 else {
             throw MartletError(
                 "a step has no token to learn from", in: "step \(index)",
@@ -82,7 +83,9 @@ extension Model {
         upload(step.positions, into: memory.positions_T.rows(0..<T))
         return stride(from: 0, to: T, by: plan.tileTokens).map { start in
             let rows = start..<min(start + plan.tileTokens, T)
-            return Tile(rows: rows, positions_T: memory.positions_T.rows(rows), spans: step.spans(in: rows))
+            return Tile(
+                rows: rows, positions_T: memory.positions_T.rows(rows), spans: step.spans(in: rows),
+                accumulation: rows.upperBound == T ? .first : .later)
         }
     }
 

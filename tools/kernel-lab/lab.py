@@ -185,11 +185,11 @@ class Experts:
             "lora_project", 2 * (self.R // 128 + self.E), 256, source, matrix, self.order, self.tiles, self.tile_count,
             self.weight, self.scale, p, weighted)
 
-    def gradient(self, u, v, out, gathers, output_major):
+    def gradient(self, u, v, out, gathers, output_major, adds=0):
         width = out.shape[1] if output_major else out.shape[2]
         Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major),
                DEPTH=self.depth)(
-            "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out,
+            "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out, adds,
             shared=self.depth * (64 * 256 + 64 * self.A * 2))
 
     def up(self):
@@ -216,8 +216,8 @@ class Experts:
             "combine_backward", self.T, 256, self.dxr, self.position, self.partial, self.partial_count, self.R, dx,
             self.dweight)
 
-    def gradients(self):
-        self.gradient(self.q1, self.x, self.da1, True, False)
-        self.gradient(self.p1, self.dgate_up, self.db1, False, True)
-        self.gradient(self.q2w, self.act2, self.da2, False, False)
-        self.gradient(self.p2w, self.dy, self.db2, True, True)
+    def gradients(self, adds=0):
+        self.gradient(self.q1, self.x, self.da1, True, False, adds)
+        self.gradient(self.p1, self.dgate_up, self.db1, False, True, adds)
+        self.gradient(self.q2w, self.act2, self.da2, False, False, adds)
+        self.gradient(self.p2w, self.dy, self.db2, True, True, adds)

@@ -111,7 +111,7 @@ extension OpCases {
             }, prepare: { backend.set(t.hidden, to: t.kept) }
         ) { _ in
             backend.expertsBackward(
-                t.x, t.routing, t.experts, firstRow: 0, t.hidden, t.dy, into: t.dx, t.dweight)
+                t.x, t.routing, t.experts, firstRow: 0, t.hidden, t.dy, into: t.dx, t.dweight, gradients: .first)
         }
     }
 

@@ -50,16 +50,16 @@ extension CUDABackend {
 
     package func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        into dx_TH: Tensor, _ dweight_TK: Tensor
+        into dx_TH: Tensor, _ dweight_TK: Tensor, gradients: Accumulation
     ) {
         let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
-        guard size.r > 0 else { return }
+        guard size.r > 0 else { return gradients == .first ? zero(experts.gradients) : () }
         device.timed("expertsBackward") {
             path == .loop
                 ? LoopExperts(self, size, routing, experts, firstRow)
-                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK)
+                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK, gradients)
                 : GroupedExperts(self, path, size, routing, experts)
-                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK)
+                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK, gradients)
         }
     }
 

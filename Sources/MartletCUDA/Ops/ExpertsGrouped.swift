@@ -104,9 +104,12 @@ struct GroupedExperts {
     }
 
     /// dgateUp takes the place of `gateUp_RF`.
-    func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
+    func backward(
+        _ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor,
+        _ accumulation: Accumulation
+    ) {
         prepare()
-        let s = scratch
+        let s = scratch, adds = accumulation.adds
         if let lora = experts.downAdapter, !makesLow(.dact) {
             transpose(b2_EHA, into: s.b2_EAH)
             project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
@@ -116,15 +119,15 @@ struct GroupedExperts {
             if lora.low == nil {
                 project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
             }
-            gradient(s.q2w_RA, s.act_RF, into: lora.da, gathers: false, outputMajor: false)
-            gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, gathers: true, outputMajor: true)
+            gradient(s.q2w_RA, s.act_RF, into: lora.da, adds: adds, gathers: false, outputMajor: false)
+            gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, adds: adds, gathers: true, outputMajor: true)
         }
         if let lora = experts.gateUpAdapter {
             transpose(b1_EFA, into: s.b1_EAF)
             project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
-            gradient(s.q1_RA, x_TH, into: lora.da, gathers: true, outputMajor: false)
+            gradient(s.q1_RA, x_TH, into: lora.da, adds: adds, gathers: true, outputMajor: false)
             if lora.low == nil { project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true) }
-            gradient(p1_RA, gateUp_RF, into: lora.db, gathers: false, outputMajor: true)
+            gradient(p1_RA, gateUp_RF, into: lora.db, adds: adds, gathers: false, outputMajor: true)
         }
         product(.dx, gateUp_RF, gateUp_RF, into: s.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine_backward", combineDefines)
@@ -216,8 +219,10 @@ struct GroupedExperts {
         }
     }
 
-    /// dM += u^T v over the rows of each expert.
-    private func gradient(_ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, gathers: Bool, outputMajor: Bool) {
+    /// dM (+)= u^T v over the rows of each expert.
+    private func gradient(
+        _ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, adds: Bool, gathers: Bool, outputMajor: Bool
+    ) {
         guard let dM else { return }
         let width = dM.shape[outputMajor ? 1 : 2]
         let shape =
@@ -232,7 +237,10 @@ struct GroupedExperts {
                 "lora_gradient.cu", "lora_gradient", shape + tile.defines, sharedBytes: tile.sharedBytes(rank: size.a))
             device.launch(
                 kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
-                [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+                [
+                    .tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM),
+                    .int(adds ? 1 : 0),
+                ])
         }
     }
 

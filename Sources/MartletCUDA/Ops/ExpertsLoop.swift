@@ -106,8 +106,12 @@ struct LoopExperts {
             ])
     }
 
-    func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
-        let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f])
+    func backward(
+        _ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor,
+        _ accumulation: Accumulation
+    ) {
+        let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f]), adds = accumulation.adds
+        if !adds { zeroGradientsWithoutRows() }
         gather(dy_TH, weighted: false, into: s.input_RH)
         for (e, rows) in groups {
             productBackward(
@@ -128,7 +132,7 @@ struct LoopExperts {
             gradients(
                 s.act_RF.rows(rows), lowInput.rows(rows), s.input_RH.rows(rows), experts.downAdapter, e, s.a2_EAF[e],
                 s.b2_EHA[e],
-                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.ddown_EHF?[e])
+                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.ddown_EHF?[e], adds: adds)
         }
         gather(x_TH, weighted: false, into: s.input_RH)
         for (e, rows) in groups {
@@ -142,7 +146,7 @@ struct LoopExperts {
             gradients(
                 s.input_RH.rows(rows), lowInput.rows(rows), gateUp_RF.rows(rows), experts.gateUpAdapter, e, s.a1_EAH[e],
                 s.b1_EFA[e],
-                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e])
+                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e], adds: adds)
         }
         position()
         backend.zero(dx_TH)
@@ -187,22 +191,29 @@ struct LoopExperts {
         backend.blas.product(Operand(q), Operand(a), into: low, alpha: lora.scale)
     }
 
-    /// dW += dy^T x, and with x under dropout dA += s (dy B)^T x;  dB += s dy^T (x A^T)
+    /// dW (+)= dy^T x, and with x under dropout dA (+)= s (dy B)^T x;  dB (+)= s dy^T (x A^T)
     private func gradients(
         _ x: Tensor, _ lowInput: Tensor, _ dy: Tensor, _ lora: LoRA?, _ expert: Int, _ a: Tensor, _ b: Tensor,
-        _ p: Tensor, _ q: Tensor, _ dweight: Tensor?
+        _ p: Tensor, _ q: Tensor, _ dweight: Tensor?, adds: Bool
     ) {
         let blas = backend.blas
-        if let dweight { blas.product(Operand(dy).transposed, Operand(x), into: dweight, adds: true) }
+        if let dweight { blas.product(Operand(dy).transposed, Operand(x), into: dweight, adds: adds) }
         guard let lora else { return }
         if let da = lora.da?[expert] {
             blas.product(Operand(dy), Operand(b), into: q)
             blas.product(
-                Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale * lora.growth, adds: true)
+                Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale * lora.growth, adds: adds)
         }
         if let db = lora.db?[expert] {
             blas.product(Operand(lowInput), Operand(a).transposed, into: p, alpha: lora.growth)
-            blas.product(Operand(dy).transposed, Operand(p), into: db, alpha: lora.scale, adds: true)
+            blas.product(Operand(dy).transposed, Operand(p), into: db, alpha: lora.scale, adds: adds)
+        }
+    }
+
+    private func zeroGradientsWithoutRows() {
+        let occupied = Set(groups.map(\.expert))
+        for expert in 0..<size.e where !occupied.contains(expert) {
+            for gradient in experts.gradients { backend.zero(gradient[expert]) }
         }
     }
 

@@ -1,3 +1,13 @@
+/// What an op does with what stands in the gradients of parameters.
+package enum Accumulation: Sendable {
+    /// The first contribution of a step overwrites it: with zeros where there is none, as of an expert without rows.
+    case first
+    /// Later ones are added to it.
+    case later
+
+    package var adds: Bool { self == .later }
+}
+
 /// A frozen or trained projection, with its adapter if it has one.
 package struct Linear: Sendable {
     package var weight_OI: Tensor
@@ -17,6 +27,9 @@ package struct Linear: Sendable {
         self.dweight_OI = dweight_OI
         self.dbias_O = dbias_O
     }
+
+    /// Those that are wanted.
+    package var gradients: [Tensor] { [adapter?.da, adapter?.db, dweight_OI, dbias_O].compactMap { $0 } }
 }
 
 /// A low-rank adapter (Hu et al. 2021): y += scale * B (A dropout(x)). The delta of the weight is never formed.
@@ -81,6 +94,12 @@ package struct Experts: Sendable {
         self.downAdapter = downAdapter
         self.dgateUp_EFH = dgateUp_EFH
         self.ddown_EHF = ddown_EHF
+    }
+
+    /// Those that are wanted.
+    package var gradients: [Tensor] {
+        [gateUpAdapter?.da, gateUpAdapter?.db, downAdapter?.da, downAdapter?.db, dgateUp_EFH, ddown_EHF]
+            .compactMap { $0 }
     }
 }
 

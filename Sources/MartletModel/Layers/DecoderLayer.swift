@@ -10,6 +10,8 @@ struct Tile {
     var rows: Range<Int>
     var positions_T: Tensor
     var spans: [AttentionSpan]
+    /// Tiles come back in reverse order: the step's last one is the first to leave gradients.
+    var accumulation = Accumulation.later
 
     var count: Int { rows.count }
     var firstRow: Int { rows.lowerBound }

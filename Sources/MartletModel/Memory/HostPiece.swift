@@ -29,11 +29,12 @@ struct LeavingGradients {
         self.backend = backend
     }
 
-    /// Makes the layer's slot ready to be added to.
+    /// Makes the layer's slot ready.
     mutating func begin(layer: Int) {
         guard layer < memory.gradientPieces.count else { return }
         wait(slot: layer % 2)
-        backend.zero(memory.gradientPieces[layer].slot)
+        let parameters = memory.layerParameters[layer].map { memory.parameters[$0] }
+        backend.zero(parameters.filter(\.startsFromZero).map(\.accumulator))
     }
 
     /// The layer's gradients are complete.
