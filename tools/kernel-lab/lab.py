@@ -127,10 +127,9 @@ class Experts:
         self.grid = torch.cuda.get_device_properties(0).multi_processor_count
 
     def route(self):
-        m = Module("routing", EXPERTS=self.E)
-        m("routing_order", self.E, 1024, self.ids, self.order, self.position, self.offset, self.R)
-        m("routing_tiles", 1, 1024, self.offset, self.tiles, self.tile_count)
-        m("routing_parts", 1, 1024, self.offset, self.parts, self.part_count)
+        Module("routing", EXPERTS=self.E)(
+            "routing", max(1, -(-self.R // 1024)), 1024, self.ids, self.order, self.position, self.offset, self.tiles,
+            self.tile_count, self.parts, self.part_count, self.R)
 
     def inside(self, mode):
         """Whether the grouped product makes the adapter's skinny one on the way; then p2 and q2 are never in memory."""

@@ -11,10 +11,8 @@ package enum ExpertsPath: String, Sendable, CaseIterable {
 }
 
 extension ExpertsSize {
-    /// Entries of the tile map: blocks of at most 128 rows of one expert.
+    /// The most blocks of at most 128 rows of one expert.
     var tileCount: Int { r / 128 + e }
-    /// The same for the parts of at most 192 rows that grouped_gemm_dx_sm90.cu takes.
-    var partCount: Int { r / 192 + e }
 
     /// What keeps the grouped kernels from computing these; nil: nothing.
     func obstacle(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> String? {

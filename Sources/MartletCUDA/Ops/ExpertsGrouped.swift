@@ -4,7 +4,7 @@ internal import MartletCore
 struct GroupedScratch {
     // The adapters in the compute dtype, at the padded rank; B also transposed, as the backward pass reads it.
     let a1_EAH, b1_EFA, b1_EAF, a2_EAF, b2_EHA, b2_EAH: Tensor
-    let position_R, tiles, tileCount, parts, partCount: Tensor
+    let tables: Tensor
     let act_RF: Tensor
     /// The down projection's output, or the gradient of the rows of x.
     let rows_RH: Tensor
@@ -20,11 +20,7 @@ struct GroupedScratch {
         a2_EAF = half(&scratch, [s.e, s.a, s.f])
         b2_EHA = half(&scratch, [s.e, s.h, s.a])
         b2_EAH = half(&scratch, [s.e, s.a, s.h])
-        position_R = scratch.take([s.r], .int32)
-        tiles = scratch.take([s.tileCount, 4], .int32)
-        tileCount = scratch.take([1], .int32)
-        parts = scratch.take([s.partCount, 4], .int32)
-        partCount = scratch.take([1], .int32)
+        tables = scratch.take([RoutingTables.count(rows: s.r, experts: s.e)], .int32)
         act_RF = half(&scratch, [s.r, s.f])
         rows_RH = half(&scratch, [s.r, s.h])
         p_RA = half(&scratch, [s.r, s.a])
@@ -48,6 +44,7 @@ struct GroupedExperts {
     private let routing: Routing
     private let experts: Experts
     private let scratch: GroupedScratch
+    private let tables: RoutingTables
     /// The adapters' own rank; `size` has a multiple of 16.
     private let rank: Int
     /// The adapters in the compute dtype, at `size`'s rank.
@@ -72,6 +69,7 @@ struct GroupedExperts {
         var layout = backend.scratch()
         let scratch = GroupedScratch(&layout, size, backend.computeDType)
         self.scratch = scratch
+        tables = backend.tables(of: routing, at: scratch.tables)
         func half(_ factor: Tensor?, _ place: Tensor) -> Tensor {
             guard let factor, isPadded || factor.dtype != place.dtype else { return factor ?? place }
             if isPadded { backend.pad(factor, into: place) } else { backend.convert(factor, into: place) }
@@ -84,7 +82,6 @@ struct GroupedExperts {
     }
 
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
-        prepare()
         if let lora = experts.gateUpAdapter, !makesLow(.up) {
             project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
         }
@@ -98,7 +95,7 @@ struct GroupedExperts {
         device.launch(
             kernel, Grid(size.t), block: 256,
             [
-                .tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH),
+                .tensor(scratch.rows_RH), .tensor(tables.position_R), .tensor(routing.weight_TK), .tensor(y_TH),
                 .tensor(residual_TH),
             ])
     }
@@ -108,7 +105,6 @@ struct GroupedExperts {
         _ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor,
         _ accumulation: Accumulation
     ) {
-        prepare()
         let s = scratch, adds = accumulation.adds
         if let lora = experts.downAdapter, !makesLow(.dact) {
             transpose(b2_EHA, into: s.b2_EAH)
@@ -134,7 +130,7 @@ struct GroupedExperts {
         device.launch(
             kernel, Grid(size.t), block: 256,
             [
-                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial),
+                .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(s.partial),
                 .int(partialCount), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
             ])
     }
@@ -178,17 +174,6 @@ struct GroupedExperts {
 
     private var combineDefines: [KernelDefine] { [KernelDefine("HIDDEN", size.h), KernelDefine("TOP_K", size.k)] }
 
-    /// The inverse of the routing's order, and the tile map.
-    private func prepare() {
-        let defines = [KernelDefine("EXPERTS", size.e)]
-        device.launch(
-            device.kernel("routing.cu", "routing_position", defines), Grid(ceilDiv(size.r, 256)), block: 256,
-            [.tensor(routing.order_R), .tensor(scratch.position_R), .int(size.r)])
-        device.launch(
-            device.kernel("routing.cu", "routing_tiles", defines), 1, block: 1024,
-            [.tensor(routing.offset_E1), .tensor(scratch.tiles), .tensor(scratch.tileCount)])
-    }
-
     /// B [E, O, A] as [E, A, O].
     private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
         let outputs = b_EOA.shape[1]
@@ -212,8 +197,8 @@ struct GroupedExperts {
                 device.kernel("lora_project.cu", "lora_project", shape + tile.defines), Grid(2 * size.tileCount),
                 block: 256,
                 [
-                    .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
-                    .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
+                    .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(tables.tiles),
+                    .tensor(tables.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
                     .optional(weighted),
                 ])
         }
@@ -252,7 +237,7 @@ struct GroupedExperts {
             KernelDefine("TOP_K", size.k), KernelDefine("RANK", hasAdapter ? size.a : 0),
         ]
         let rest: [KernelArgument] = [
-            .tensor(a), .tensor(routing.order_R), .tensor(scratch.tiles), .tensor(scratch.tileCount),
+            .tensor(a), .tensor(routing.order_R), .tensor(tables.tiles), .tensor(tables.tileCount),
             .tensor(routing.weight_TK), .tensor(gateUp_RF), .tensor(out), .optional(act_RF), .tensor(scratch.partial),
             .int(size.r),
         ]
@@ -271,13 +256,10 @@ struct GroupedExperts {
 
     /// dX on Hopper: tiles of its own, which follow the routing more closely.
     private func inputGradient(_ maps: [KernelArgument], _ defines: [KernelDefine], into out: Tensor) {
-        device.launch(
-            device.kernel("routing.cu", "routing_parts", [KernelDefine("EXPERTS", size.e)]), 1, block: 1024,
-            [.tensor(routing.offset_E1), .tensor(scratch.parts), .tensor(scratch.partCount)])
         let kernel = device.kernel("grouped_gemm_dx_sm90.cu", "grouped_gemm_dx", defines, sharedBytes: 216_256)
         device.launch(
             kernel, Grid(device.multiprocessorCount), block: 384,
-            maps + [.tensor(scratch.parts), .tensor(scratch.partCount), .tensor(out)])
+            maps + [.tensor(tables.parts), .tensor(tables.partCount), .tensor(out)])
     }
 
     private func portable(

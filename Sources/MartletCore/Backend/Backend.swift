@@ -18,6 +18,8 @@ package protocol Backend: AnyObject {
     var fetchesWeightsSlowly: Bool { get }
     /// Whether the backward pass is faster with the adapters' skinny products at hand (`LoRA.low`).
     var keepsLowProducts: Bool { get }
+    /// What `Routing.tables` takes for so many routed rows, in int32; 0: nothing is kept.
+    func routingTableCount(rows: Int, experts: Int) -> Int
 
     // MARK: Memory
 
@@ -149,6 +151,8 @@ package protocol Backend: AnyObject {
 
 extension Backend {
     package func remarks(on shapes: ScratchShapes) -> [String] { [] }
+
+    package func routingTableCount(rows: Int, experts: Int) -> Int { 0 }
 
     package func zero(_ tensors: [Tensor]) {
         for tensor in tensors { zero(tensor) }

@@ -168,10 +168,13 @@ package struct Routing: Sendable {
     package var order_R: Tensor
     /// First position of each expert's group in `order_R`, and R at the end, int32 [E + 1].
     package var offset_E1: Tensor
+    /// Room for what a backend's experts read beside that, `Backend.routingTableCount` int32: `route` leaves it there for the same
+    /// backend's `experts` and `expertsBackward`. nil: they make it again.
+    package var tables: Tensor?
 
     package init(
         probability_TE: Tensor, logSumExp_T: Tensor, expert_TK: Tensor, weight_TK: Tensor, order_R: Tensor,
-        offset_E1: Tensor
+        offset_E1: Tensor, tables: Tensor? = nil
     ) {
         self.probability_TE = probability_TE
         self.logSumExp_T = logSumExp_T
@@ -179,6 +182,7 @@ package struct Routing: Sendable {
         self.weight_TK = weight_TK
         self.order_R = order_R
         self.offset_E1 = offset_E1
+        self.tables = tables
     }
 }
 

@@ -88,14 +88,17 @@ final class ModelMemory {
         dkeyValueRows = settings.trains ? carveRows(.workspace) : nil
 
         let lowRank = backend.keepsLowProducts && settings.trains ? settings.adapter?.rank ?? 0 : 0
+        let tableCount = c.experts.map {
+            backend.routingTableCount(rows: plan.tileTokens * $0.expertsPerToken, experts: $0.expertCount)
+        }
         let keptLayers = (L - plan.keptLayers)..<L
         kept = Dictionary(
             uniqueKeysWithValues: keptLayers.map {
                 (
                     $0,
                     SavedActivations(
-                        c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, rank: lowRank, in: arena,
-                        dtype)
+                        c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, rank: lowRank,
+                        tableCount: tableCount ?? 0, in: arena, dtype)
                 )
             })
         keptOutputs = Dictionary(
@@ -113,7 +116,10 @@ final class ModelMemory {
             uniqueKeysWithValues: [true, false].filter(kinds.contains).map {
                 let keyRows = settings.trains ? T : plan.tileTokens
                 return (
-                    $0, SavedActivations(c, isSparse: $0, plan: plan, keeps: false, keyRows: keyRows, in: arena, dtype)
+                    $0,
+                    SavedActivations(
+                        c, isSparse: $0, plan: plan, keeps: false, keyRows: keyRows, tableCount: tableCount ?? 0,
+                        in: arena, dtype)
                 )
             })
         workspace = Workspace(c, tile: plan.tileTokens, trains: settings.trains, in: arena, dtype)

@@ -19,10 +19,10 @@ struct SavedActivations {
 
     /// `rows` tokens; `keeps` says whether tiles have rows of their own here. `keyRows` lets the unrotated keys of a
     /// whole step stand beside one tile of the rest (they are needed again when the tile's backward pass comes).
-    /// `rank` of the adapters whose products are kept; 0: none.
+    /// `rank` of the adapters whose products are kept; 0: none. `tableCount`: of a tile's `Routing.tables`.
     init(
         _ configuration: ModelConfiguration, isSparse: Bool, plan: ExecutionPlan, keeps: Bool, keyRows: Int,
-        rank: Int = 0, in arena: Arena, _ dtype: DType
+        rank: Int = 0, tableCount: Int, in arena: Arena, _ dtype: DType
     ) {
         let c = configuration
         let T = keeps ? plan.stepTokens : plan.tileTokens
@@ -44,10 +44,12 @@ struct SavedActivations {
             ) : nil
         if isSparse, let e = c.experts {
             let E = e.expertCount, K = e.expertsPerToken
+            let tiles = keeps ? plan.tileCount : 1
             let routing = Routing(
                 probability_TE: carve([T, E], .float32), logSumExp_T: carve([T], .float32),
                 expert_TK: carve([T, K], .int32), weight_TK: carve([T, K], .float32),
-                order_R: carve([T * K], .int32), offset_E1: carve([keeps ? plan.tileCount : 1, E + 1], .int32))
+                order_R: carve([T * K], .int32), offset_E1: carve([tiles, E + 1], .int32),
+                tables: tableCount == 0 ? nil : carve([tiles, tableCount], .int32))
             sparse = (routing, carve([T * K, 2 * e.innerSize]))
             dense = nil
         } else {
@@ -91,11 +93,12 @@ struct SavedActivations {
             return .dense(gate_TF: dense.gate_TF.rows(rows), up_TF: dense.up_TF.rows(rows))
         }
         let K = routing.expert_TK.shape[1]
-        let routed = rows.lowerBound * K..<rows.upperBound * K
+        let routed = rows.lowerBound * K..<rows.upperBound * K, tile = rows.lowerBound / tileTokens
         let tileRouting = Routing(
             probability_TE: routing.probability_TE.rows(rows), logSumExp_T: routing.logSumExp_T.rows(rows),
             expert_TK: routing.expert_TK.rows(rows), weight_TK: routing.weight_TK.rows(rows),
-            order_R: routing.order_R.rows(routed), offset_E1: routing.offset_E1[rows.lowerBound / tileTokens])
+            order_R: routing.order_R.rows(routed), offset_E1: routing.offset_E1[tile],
+            tables: routing.tables?[tile])
         return .sparse(routing: tileRouting, gateUp_RF: gateUp_RF.rows(routed))
     }
 }
