@@ -12,12 +12,9 @@ extension Model {
         dropoutStep = index
         defer { dropoutStep = nil }
         let tiles = try begin(step)
-        let gone = memory.gradientPieces.count
-        let leaving = Set(memory.layerParameters.prefix(gone).joined())
         var outcome = try forward(step, tiles)
         // After the forward pass, which may still have had to apply them.
-        let here = parameters.indices.filter { !leaving.contains($0) }.map { parameters[$0] }
-        backend.zero(here.filter(\.startsFromZero).map(\.gradient))
+        backend.zero(staying.flatMap { parameters[$0] }.filter(\.startsFromZero).map(\.gradient))
         guard outcome.targetCount > 0 else {
             throw MartletError(
                 "a step has no token to learn from", in: "step \(index)",
@@ -27,6 +24,7 @@ extension Model {
         takeLoss(tiles, gradientScale: lossScale / Float(outcome.targetCount))
         let zScale = prepareAuxiliary(step, tiles, lossScale, &outcome)
         try backward(step, tiles, zScale: zScale)
+        sumSquares()
         try read(step, tiles, &outcome)
         return outcome
     }
@@ -107,12 +105,12 @@ extension Model {
             memory.hidden.beginWriting(index + 1)
             let outputLeaves = index < memory.outputLayersOut
             if outputLeaves { memory.outputsOut.beginWriting(index) }
-            for (number, tile) in tiles.enumerated() {
+            for tile in tiles {
                 let saved = saved(index, tile)
                 layer.forward(
                     hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
-                if case .sparse(let routing, _) = saved.feedForward { note(routing, index, tile: number) }
+                if case .sparse(let routing, _) = saved.feedForward { note(routing) }
             }
             if outputLeaves { memory.outputsOut.finishWriting(index, rows: wanted) }
             memory.hidden.finishWriting(index + 1, rows: wanted)
@@ -144,7 +142,8 @@ extension Model {
     }
 
     private func backward(_ step: PackedStep, _ tiles: [Tile], zScale: Float?) throws(MartletError) {
-        guard let dhidden_TH = memory.dhidden_TH, let dstep = memory.dkeyValueRows else { return }
+        guard let dhidden_TH = memory.dhidden_TH, let dkeyValues = memory.dkeyValues_2UGD else { return }
+        let dstep = KeyValueRows(key_UGD: dkeyValues[0], value_UGD: dkeyValues[1])
         let rowsOfStep = 0..<step.tokenCount
         let auxiliary = zScale.map { RouterAuxiliary(dprobability_E: memory.workspace.dprobability_E, zScale: $0) }
         var gradients = LeavingGradients(memory, backend)
@@ -157,8 +156,7 @@ extension Model {
             gradients.begin(layer: index)
             let rows = keyValueRows(index), x_TH = hidden(index)
             let keeps = memory.kept[index] != nil
-            backend.zero(dstep.key_UGD.rows(rowsOfStep))
-            backend.zero(dstep.value_UGD.rows(rowsOfStep))
+            backend.zero(dkeyValues)
             for tile in tiles { restoreKeys(x_TH.rows(tile.rows), weights, tile, rows, index, keeps: keeps) }
             for tile in tiles.reversed() {
                 let saved = saved(index, tile)
@@ -200,10 +198,8 @@ extension Model {
 
     // MARK: Router losses and counts
 
-    /// Puts a tile's routing where the end of the step reads it.
-    private func note(_ routing: Routing, _ index: Int, tile: Int) {
-        let sparseIndex = configuration.isSparse[..<index].count { $0 }
-        backend.set(memory.offset_LE1[sparseIndex][tile], to: routing.offset_E1)
+    /// Gathers what the router's losses need of a tile.
+    private func note(_ routing: Routing) {
         guard settings.trainsRouter, dropoutStep != nil else { return }
         routerSums.add(probabilities: floats(routing.probability_TE), logSumExp: floats(routing.logSumExp_T))
     }
@@ -272,13 +268,19 @@ extension Model {
         guard let activations = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
             preconditionFailure("layer \(index) has no memory for its activations")
         }
-        var saved = activations.saved(for: tile)
+        var saved = activations.saved(for: tile, offset_E1: offset_E1(index, tile))
         if let output = memory.keptOutputs[index] { saved.attention.output = output.rows(tile.rows) }
         if index < memory.outputLayersOut {
             let tensors = memory.outputsOut[index]
             saved.attention.output = AttentionOutput(output_TQD: tensors[0], logSumExp_TQ: tensors[1]).rows(tile.rows)
         }
         return saved
+    }
+
+    /// The routing's offsets of a tile in a sparse layer.
+    private func offset_E1(_ index: Int, _ tile: Tile) -> Tensor? {
+        guard configuration.isSparse[index] else { return nil }
+        return memory.offset_LE1[configuration.isSparse[..<index].count { $0 }][tile.firstRow / plan.tileTokens]
     }
 
     /// Logits of the final hidden states `x_TH`, in `plan.logitRows` rows at most.
@@ -293,17 +295,25 @@ extension Model {
 }
 
 extension Model {
-    /// The sum of squares of each parameter's gradient, which carries the loss scale.
+    /// The sum of squares of each parameter's gradient, which carries the loss scale, as the last `trainStep` found it.
     package func gradientSquares() -> [Double] {
-        let gone = Array(memory.layerParameters.prefix(memory.gradientPieces.count).joined()), leaving = Set(gone)
-        let here = parameters.indices.filter { !leaving.contains($0) }
-        var squares = [Double](repeating: 0, count: parameters.count)
-        for (i, sum) in zip(here, backend.sumsOfSquares(of: here.map { parameters[$0].gradient })) { squares[i] = sum }
-        guard !gone.isEmpty else { return squares }
         var bits = [UInt64](repeating: 0, count: parameters.count)
         bits.withUnsafeMutableBytes { backend.download(memory.squares_P, into: $0) }
-        for i in gone { squares[i] = Double(bitPattern: bits[i]) }
-        return squares
+        return bits.map(Double.init(bitPattern:))
+    }
+
+    /// The parameters whose gradients stay in the backend's memory: those before and those behind the layers whose leave it.
+    private var staying: [Range<Int>] {
+        let leaving = memory.layerParameters.prefix(memory.gradientPieces.count)
+        guard let first = leaving.first, let last = leaving.last else { return [parameters.indices] }
+        return [0..<first.lowerBound, last.upperBound..<parameters.count]
+    }
+
+    /// Squares of gradients that leave were taken before they left. Queued before anybody waits: the list is long.
+    private func sumSquares() {
+        for range in staying where !range.isEmpty {
+            backend.sumsOfSquares(of: parameters[range].map(\.gradient), into: memory.squares_P.rows(range))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ final class ModelMemory {
     let layerParameters: [Range<Int>]
     /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
     let gradientPieces, statePieces: [HostPiece]
-    /// Of these layers' parameters: the sums of squares of their gradients, the bits of doubles.
+    /// The sums of squares of the parameters' gradients, the bits of doubles.
     let squares_P: Tensor
     /// Adapter factors that are only applied.
     let appliedAdapters: [Weight: (a: Tensor, b: Tensor)]
@@ -28,7 +28,8 @@ final class ModelMemory {
     let dhidden_TH: Tensor?
     /// Rotated keys and values of the step; one a layer when generating, else shared.
     let keyValueRows: [KeyValueRows]
-    let dkeyValueRows: KeyValueRows?
+    /// The gradients of both, one behind the other.
+    let dkeyValues_2UGD: Tensor?
     /// One a kept layer, by layer.
     let kept: [Int: SavedActivations]
     /// Of the whole step, one a layer that recomputes the rest.
@@ -61,8 +62,7 @@ final class ModelMemory {
         visiting = trainables.visiting
         layerParameters = trainables.layerParameters
         (gradientPieces, statePieces) = (trainables.gradientPieces, trainables.statePieces)
-        squares_P = arena.carve(
-            [gradientPieces.isEmpty ? 0 : trainables.parameters.count], .int64, for: .workspace)
+        squares_P = arena.carve([parameters.count], .int64, for: .workspace)
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
 
@@ -85,7 +85,7 @@ final class ModelMemory {
                 key_UGD: arena.carve([T, G, D], dtype, for: row), value_UGD: arena.carve([T, G, D], dtype, for: row))
         }
         keyValueRows = (0..<(plan.caches ? L : 1)).map { _ in carveRows(plan.caches ? .cache : .workspace) }
-        dkeyValueRows = settings.trains ? carveRows(.workspace) : nil
+        dkeyValues_2UGD = settings.trains ? arena.carve([2, T, G, D], dtype, for: .workspace) : nil
 
         let lowRank = backend.keepsLowProducts && settings.trains ? settings.adapter?.rank ?? 0 : 0
         let tableCount = c.experts.map {

@@ -12,6 +12,7 @@ struct SavedActivations {
     /// What could be made again by reading and writing once (`ExecutionPlan.keepsEverything`).
     private let everything: (normed: NormedSaved, rotated_TQD: Tensor, rotatedKey_TGD: Tensor)?
     private let dense: (gate_TF: Tensor, up_TF: Tensor)?
+    /// The routing's offsets stand elsewhere.
     private let sparse: (routing: Routing, gateUp_RF: Tensor)?
     private let low: LowProducts
     private let tileTokens: Int
@@ -48,7 +49,7 @@ struct SavedActivations {
             let routing = Routing(
                 probability_TE: carve([T, E], .float32), logSumExp_T: carve([T], .float32),
                 expert_TK: carve([T, K], .int32), weight_TK: carve([T, K], .float32),
-                order_R: carve([T * K], .int32), offset_E1: carve([tiles, E + 1], .int32),
+                order_R: carve([T * K], .int32), offset_E1: Tensor(address: 0, dtype: .int32, shape: [0]),
                 tables: tableCount == 0 ? nil : carve([tiles, tableCount], .int32))
             sparse = (routing, carve([T * K, 2 * e.innerSize]))
             dense = nil
@@ -69,8 +70,8 @@ struct SavedActivations {
     /// The rotated keys of the whole step, where they are kept.
     var rotatedKey_TGD: Tensor? { everything?.rotatedKey_TGD }
 
-    /// The part that belongs to `tile`.
-    func saved(for tile: Tile) -> LayerSaved {
+    /// The part that belongs to `tile`, whose routing's offsets stand in `offset_E1`.
+    func saved(for tile: Tile, offset_E1: Tensor?) -> LayerSaved {
         let rows = keeps ? tile.rows : 0..<tile.count
         let keyRows = key_TGD.shape[0] >= tile.rows.upperBound ? tile.rows : rows
         let attention = AttentionSaved(
@@ -84,21 +85,21 @@ struct SavedActivations {
             })
         return LayerSaved(
             attention: attention, middle_TH: middle_TH.rows(rows), normed: everything?.normed.rows(rows),
-            feedForward: feedForward(rows), low: low)
+            feedForward: feedForward(rows, offset_E1), low: low)
     }
 
-    private func feedForward(_ rows: Range<Int>) -> FeedForwardSaved {
-        guard let (routing, gateUp_RF) = sparse else {
+    private func feedForward(_ rows: Range<Int>, _ offset_E1: Tensor?) -> FeedForwardSaved {
+        guard let (routing, gateUp_RF) = sparse, let offset_E1 else {
             guard let dense else { preconditionFailure("neither dense nor sparse") }
             return .dense(gate_TF: dense.gate_TF.rows(rows), up_TF: dense.up_TF.rows(rows))
         }
         let K = routing.expert_TK.shape[1]
-        let routed = rows.lowerBound * K..<rows.upperBound * K, tile = rows.lowerBound / tileTokens
+        let routed = rows.lowerBound * K..<rows.upperBound * K
         let tileRouting = Routing(
             probability_TE: routing.probability_TE.rows(rows), logSumExp_T: routing.logSumExp_T.rows(rows),
             expert_TK: routing.expert_TK.rows(rows), weight_TK: routing.weight_TK.rows(rows),
-            order_R: routing.order_R.rows(routed), offset_E1: routing.offset_E1[tile],
-            tables: routing.tables?[tile])
+            order_R: routing.order_R.rows(routed), offset_E1: offset_E1,
+            tables: routing.tables?[rows.lowerBound / tileTokens])
         return .sparse(routing: tileRouting, gateUp_RF: gateUp_RF.rows(routed))
     }
 }
