@@ -121,7 +121,7 @@ extension Model {
     }
 
     /// The loss of every row; with a gradient scale, also the gradient of the last hidden states.
-    private func takeLoss(_ tiles: [Tile], gradientScale: Float?) {
+    func takeLoss(_ tiles: [Tile], gradientScale: Float?) {
         let norm = outer(.finalNorm), head = outer(configuration.headWeight)
         for tile in tiles {
             let x_TH = finalHidden.rows(tile.rows)

@@ -121,6 +121,11 @@ extension CUDABackend {
         return true
     }
 
+    /// Asks for its kernels.
+    func rehearseHopperBackward() {
+        for file in ["attention_sm90_backward.cu", "attention_sm90_finish.cu"] { _ = device.kernel(file, "") }
+    }
+
     private func hopperDelta(
         _ call: AttentionCall, _ gradients: AttentionGradients, _ temporary: HopperBackwardScratch
     ) {

@@ -61,7 +61,7 @@ struct LoopExperts {
         var offsets = [Int32](repeating: 0, count: size.e + 1)
         offsets.withUnsafeMutableBytes { backend.download(routing.offset_E1, into: $0) }
         groups =
-            device.failure != nil
+            device.isIdle
             ? []
             : (0..<size.e).compactMap { expert in
                 let rows = Int(offsets[expert])..<Int(offsets[expert + 1])
@@ -153,8 +153,8 @@ struct LoopExperts {
         launch(
             "combine_backward", size.t,
             [
-                .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(s.partial_R), .tensor(dx_TH), .tensor(dweight_TK),
-                .int(size.h),
+                .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(s.partial_R), .tensor(dx_TH),
+                .tensor(dweight_TK), .int(size.h),
             ])
     }
 

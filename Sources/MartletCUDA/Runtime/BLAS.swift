@@ -140,7 +140,7 @@ final class BLAS: @unchecked Sendable {
         precondition(
             k == (b.isTransposed ? b.columns : b.rows) && c.count == m * n && a.tensor.dtype == b.tensor.dtype,
             "product of \(a.tensor.shape) and \(b.tensor.shape) into \(c.shape)")
-        guard m > 0, n > 0, k > 0, device.failure == nil else { return }
+        guard m > 0, n > 0, k > 0, !device.isIdle else { return }
         let key = PlanKey(
             m: m, n: n, k: k, transposesA: a.isTransposed, transposesB: b.isTransposed, input: a.tensor.dtype,
             output: c.dtype, alignment: [a.tensor, b.tensor, c].map { min(256, 1 << $0.address.trailingZeroBitCount) })

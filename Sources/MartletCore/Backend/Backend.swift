@@ -34,6 +34,9 @@ package protocol Backend: AnyObject {
     func wait(for transfer: Transfer)
     /// Carves the scratch memory that ops of these shapes need; called once, before the first op.
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
+    /// Lets a backend see ops to come, of all sizes: it may call `body`, in which nothing is computed, and make ready what they need
+    /// beside what follows.
+    func rehearse(_ body: () -> Void)
     /// What a person should know of the way in which such shapes are computed: that it is a slow one, and why.
     func remarks(on shapes: ScratchShapes) -> [String]
     /// Copies `source` (elements of `dtype`, on the host) into `destination`, converting to its dtype.
@@ -150,6 +153,8 @@ package protocol Backend: AnyObject {
 }
 
 extension Backend {
+    package func rehearse(_ body: () -> Void) {}
+
     package func remarks(on shapes: ScratchShapes) -> [String] { [] }
 
     package func routingTableCount(rows: Int, experts: Int) -> Int { 0 }
