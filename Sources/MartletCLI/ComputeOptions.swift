@@ -6,6 +6,7 @@ struct ComputeOptions: ParsableArguments {
     @Option(help: "Where to compute: auto (the GPU if there is one), cpu, cuda, cuda-fp32 (for checking).")
     var device = DeviceName.auto
     @Option(help: "CPU threads (default: all cores).") var threads: Int?
+    @OptionGroup var gpu: GPUOptions
 
     var value: Compute { Compute(device: ComputeDevice(rawValue: device.rawValue) ?? .auto, threads: threads) }
 }

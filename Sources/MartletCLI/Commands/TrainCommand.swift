@@ -7,6 +7,7 @@ struct RecipeOptions: ParsableArguments {
         name: .customLong("set"),
         help: ArgumentHelp("Override a key of the recipe. May be repeated.", valueName: "key=value"))
     var overrides: [String] = []
+    @OptionGroup var gpu: GPUOptions
 
     func read() throws -> FineTune {
         try FineTune(recipe: Recipe(contentsOf: recipe, overrides: overrides))

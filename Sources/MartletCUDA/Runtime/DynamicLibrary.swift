@@ -37,7 +37,7 @@ struct DynamicLibrary: @unchecked Sendable {
                 ? "neither the loader nor \(folders.filter { !$0.isEmpty }.joined(separator: ", ")) has it"
                 : tried.joined(separator: "; "),
             fix: "install it (`pip install nvidia-cuda-nvrtc nvidia-cublas nvidia-cudnn-cu13` or NVIDIA's packages), "
-                + "or name its folder in MARTLET_CUDA_PATH; or train on the CPU with 'device: cpu'")
+                + "or name its folder with --cuda-path (MARTLET_CUDA_PATH); or train on the CPU with 'device: cpu'")
     }
 
     /// Opens what this library loads later by its bare name: the loader does not look in its folder, but remembers.
