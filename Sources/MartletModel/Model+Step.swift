@@ -126,7 +126,7 @@ extension Model {
         for tile in tiles {
             let x_TH = finalHidden.rows(tile.rows)
             let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
-            let loss_T = memory.loss_T.rows(tile.rows)
+            let loss_T = memory.results.loss_T.rows(tile.rows)
             let dnormed_TH = gradientScale == nil ? nil : memory.workspace.dnormed_TH.rows(0..<tile.count)
             backend.rmsNorm(x_TH, norm.value, epsilon: configuration.rmsEpsilon, into: normed_TH)
             backend.crossEntropy(
@@ -216,7 +216,7 @@ extension Model {
         routerSums = RouterSums()
         let rows = Double(sums.rowCount)
         var share_E = [Double](repeating: 0, count: E)
-        for load in expertLoads(tiles) {
+        for load in expertLoads(tiles, integers(memory.results.offset_LE1)) {
             for expert in 0..<E { share_E[expert] += Double(load[expert]) / rows }
         }
         let balance = Double(E) * zip(share_E, sums.probability_E).reduce(0) { $0 + $1.0 * $1.1 / rows }
@@ -227,17 +227,18 @@ extension Model {
         return lossScale * Float(2 * settings.zLossCoefficient / rows)
     }
 
-    /// Waits for the step, and reads its loss and loads.
+    /// Waits for the step, and reads its loss, its loads and its gradients' squares.
     private func read(_ step: PackedStep, _ tiles: [Tile], _ outcome: inout StepOutcome) throws(MartletError) {
-        outcome.lossSum = floats(memory.loss_T.rows(0..<step.tokenCount)).reduce(0) { $0 + Double($1) }
-        outcome.expertLoad_LE = expertLoads(tiles)
+        let values = memory.results.read(by: backend)
+        outcome.lossSum = values.loss_T.prefix(step.tokenCount).reduce(0) { $0 + Double($1) }
+        outcome.expertLoad_LE = expertLoads(tiles, values.offset_LE1)
+        squares = values.squares_P
         try backend.finish()
     }
 
     /// Rows of each expert of each sparse layer.
-    private func expertLoads(_ tiles: [Tile]) -> [[Int]] {
-        let offset_LE1 = memory.offset_LE1, offsets = integers(offset_LE1)
-        let layers = offset_LE1.shape[0], room = offset_LE1.shape[1], E = offset_LE1.shape[2] - 1
+    private func expertLoads(_ tiles: [Tile], _ offsets: [Int32]) -> [[Int]] {
+        let shape = memory.results.offset_LE1.shape, layers = shape[0], room = shape[1], E = shape[2] - 1
         // Plain loops: the GPU waits meanwhile.
         var load_LE = [[Int]](repeating: [Int](repeating: 0, count: E), count: layers)
         for layer in 0..<layers {
@@ -280,7 +281,7 @@ extension Model {
     /// The routing's offsets of a tile in a sparse layer.
     private func offset_E1(_ index: Int, _ tile: Tile) -> Tensor? {
         guard configuration.isSparse[index] else { return nil }
-        return memory.offset_LE1[configuration.isSparse[..<index].count { $0 }][tile.firstRow / plan.tileTokens]
+        return memory.results.offset_LE1[configuration.isSparse[..<index].count { $0 }][tile.firstRow / plan.tileTokens]
     }
 
     /// Logits of the final hidden states `x_TH`, in `plan.logitRows` rows at most.
@@ -296,11 +297,7 @@ extension Model {
 
 extension Model {
     /// The sum of squares of each parameter's gradient, which carries the loss scale, as the last `trainStep` found it.
-    package func gradientSquares() -> [Double] {
-        var bits = [UInt64](repeating: 0, count: parameters.count)
-        bits.withUnsafeMutableBytes { backend.download(memory.squares_P, into: $0) }
-        return bits.map(Double.init(bitPattern:))
-    }
+    package func gradientSquares() -> [Double] { squares }
 
     /// The parameters whose gradients stay in the backend's memory: those before and those behind the layers whose leave it.
     private var staying: [Range<Int>] {
@@ -312,7 +309,7 @@ extension Model {
     /// Squares of gradients that leave were taken before they left. Queued before anybody waits: the list is long.
     private func sumSquares() {
         for range in staying where !range.isEmpty {
-            backend.sumsOfSquares(of: parameters[range].map(\.gradient), into: memory.squares_P.rows(range))
+            backend.sumsOfSquares(of: parameters[range].map(\.gradient), into: memory.results.squares_P.rows(range))
         }
     }
 }

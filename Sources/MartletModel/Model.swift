@@ -18,6 +18,8 @@ package final class Model {
     private var layerInSlot: [Int?]
     /// What the router losses of the current step have gathered.
     var routerSums = RouterSums()
+    /// Of the gradients of the last step.
+    var squares: [Double] = []
     /// Layers whose stored weights were found finite; they are decoded again in every pass.
     private var checkedLayers: Set<Int> = []
     /// Distinguishes the dropout masks of steps; nil outside training.

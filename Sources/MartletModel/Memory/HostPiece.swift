@@ -42,7 +42,7 @@ struct LeavingGradients {
         guard layer < memory.gradientPieces.count else { return }
         let piece = memory.gradientPieces[layer], range = memory.layerParameters[layer]
         backend.sumsOfSquares(
-            of: range.map { memory.parameters[$0].accumulator }, into: memory.squares_P.rows(range))
+            of: range.map { memory.parameters[$0].accumulator }, into: memory.results.squares_P.rows(range))
         underWay[layer % 2] = backend.transfer(piece.slot, to: piece.home)
     }
 

@@ -3,10 +3,7 @@ internal import MartletCore
 /// All memory of a model under a plan. Carved from a measuring arena it is the memory table; from a real one, the run.
 final class ModelMemory {
     let tokens_T, targets_T, positions_T: Tensor
-    /// The loss of each row of the step.
-    let loss_T: Tensor
-    /// The routing's offsets of each sparse layer and tile, [sparse layers, tiles, E + 1]: read once a step.
-    let offset_LE1: Tensor
+    let results: StepResults
     /// Trained parameters, in a fixed order: embedding first, then layer by layer, then the head.
     let parameters: [Parameter]
     /// The same as they are while what lives in host memory visits the device.
@@ -15,8 +12,6 @@ final class ModelMemory {
     let layerParameters: [Range<Int>]
     /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
     let gradientPieces, statePieces: [HostPiece]
-    /// The sums of squares of the parameters' gradients, the bits of doubles.
-    let squares_P: Tensor
     /// Adapter factors that are only applied.
     let appliedAdapters: [Weight: (a: Tensor, b: Tensor)]
     /// Embedding, final norm and head, unless they are trained.
@@ -53,16 +48,15 @@ final class ModelMemory {
         tokens_T = arena.carve([T], .int32, for: .workspace)
         targets_T = arena.carve([T], .int32, for: .workspace)
         positions_T = arena.carve([T], .int32, for: .workspace)
-        loss_T = arena.carve([T], for: .workspace)
-        let sparseCount = c.isSparse.count { $0 }, E = c.experts?.expertCount ?? 0
-        offset_LE1 = arena.carve([sparseCount, plan.tileCount, E + 1], .int32, for: .workspace)
 
         let trainables = Trainables(c, settings, plan, in: memory, dtype)
         parameters = trainables.parameters
         visiting = trainables.visiting
         layerParameters = trainables.layerParameters
         (gradientPieces, statePieces) = (trainables.gradientPieces, trainables.statePieces)
-        squares_P = arena.carve([parameters.count], .int64, for: .workspace)
+        results = StepResults(
+            tokens: T, offsets: [c.isSparse.count { $0 }, plan.tileCount, (c.experts?.expertCount ?? 0) + 1],
+            parameters: parameters.count, in: arena)
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
 
