@@ -99,6 +99,12 @@ static const unsigned char cross_entropy[] = {
 static const unsigned char optimizer[] = {
 #embed "kernels/optimizer.cu"
 };
+static const unsigned char product[] = {
+#embed "kernels/product.cu"
+};
+static const unsigned char turn[] = {
+#embed "kernels/turn.cuh"
+};
 static const unsigned char flash[] = {
 #embed "kernels/flash.cuh"
 };
@@ -110,6 +116,9 @@ static const unsigned char attention_flash_backward[] = {
 };
 static const unsigned char attention_sm90[] = {
 #embed "kernels/attention_sm90.cuh"
+};
+static const unsigned char attention_sm90_forward[] = {
+#embed "kernels/attention_sm90_forward.cu"
 };
 static const unsigned char attention_sm90_backward[] = {
 #embed "kernels/attention_sm90_backward.cu"
@@ -155,10 +164,13 @@ static const MartletKernelSource sources[] = {
     {"copy.cu", copy, sizeof copy},
     {"cross_entropy.cu", cross_entropy, sizeof cross_entropy},
     {"optimizer.cu", optimizer, sizeof optimizer},
+    {"product.cu", product, sizeof product},
+    {"turn.cuh", turn, sizeof turn},
     {"flash.cuh", flash, sizeof flash},
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
     {"attention_sm90.cuh", attention_sm90, sizeof attention_sm90},
+    {"attention_sm90_forward.cu", attention_sm90_forward, sizeof attention_sm90_forward},
     {"attention_sm90_backward.cu", attention_sm90_backward, sizeof attention_sm90_backward},
     {"attention_sm90_finish.cu", attention_sm90_finish, sizeof attention_sm90_finish},
     {"attention_plain.cu", attention_plain, sizeof attention_plain},

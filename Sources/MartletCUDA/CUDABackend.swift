@@ -15,6 +15,7 @@ package final class CUDABackend: Backend {
     let wantsOrder: Bool
 
     let device: Device
+    let libraries: LibraryUse
     let blas: BLAS
     let staging: Staging
     /// How experts are computed where nothing stands against it.
@@ -31,6 +32,7 @@ package final class CUDABackend: Backend {
 
     /// Loaded at the first need; nil where cuDNN is missing or not for this GPU.
     private(set) lazy var cudnnAttention = makeAttention()
+    private var hasAskedForCuDNN = false
     private var missingAttention: MartletError?
     /// What `reserveScratch` carved; every op lays its temporaries out here anew.
     var scratchMemory: Tensor?
@@ -45,7 +47,10 @@ package final class CUDABackend: Backend {
         wantsOrder = isDeterministic
         device = try Device(index: index)
         computeDType = inFloat32 ? .float32 : device.architecture.half
-        blas = try BLAS(device)
+        libraries =
+            try override("MARTLET_LIBRARIES", "setting", named: environment("MARTLET_LIBRARIES"), of: LibraryUse.self)
+            ?? .on
+        blas = try BLAS(device, libraries)
         staging = try Staging(device)
         expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
         attentionPath = tile != nil ? .flash : try CUDABackend.attentionPath()
@@ -73,12 +78,21 @@ package final class CUDABackend: Backend {
         }
     }
 
+    /// cuDNN's attention, where it has a part in that of these shapes.
+    func cudnnAttention(for shapes: ScratchShapes) -> CuDNNAttention? {
+        let isOrdered = wantsOrder || !shapes.trains || shapes.longest < HopperBackward.orderCosts
+        return hasHopperAttention(headSize: shapes.headSize) && isOrdered ? nil : cudnnAttention
+    }
+
     private func makeAttention() -> CuDNNAttention? {
-        guard computeDType.isHalf, attentionPath == .cudnn || attentionPath == .hopper else { return nil }
+        hasAskedForCuDNN = true
+        guard computeDType.isHalf, libraries == .on, attentionPath == .cudnn || attentionPath == .hopper else {
+            return nil
+        }
         do throws(MartletError) {
             return try CuDNNAttention(
                 device, staging, isDeterministic: wantsOrder,
-                sizeWithoutBackward: attentionPath == .hopper ? HopperBackward.headSize : nil)
+                ownSize: attentionPath == .hopper ? HopperBackward.headSize : nil)
         } catch {
             missingAttention = error
             return nil
@@ -90,15 +104,13 @@ package final class CUDABackend: Backend {
 
     package func remarks(on shapes: ScratchShapes) -> [String] {
         // Elsewhere our own kernels are what there is.
-        let isSlow = device.capability == 90 && cudnnAttention == nil && shapes.queryHeads > 0
+        let isSlow =
+            device.capability == 90 && shapes.queryHeads > 0 && !hasHopperAttention(headSize: shapes.headSize)
+            && cudnnAttention == nil
         let attention = isSlow ? missingAttention : nil
         return [
             halfRemark(trains: shapes.trains), expertsRemark(on: shapes), flashRemark(on: shapes),
-            attention.map { error in
-                let pass = hasHopperBackward(headSize: shapes.headSize) ? "'s forward pass" : ""
-                return
-                    "attention\(pass) is computed by our own kernels, about half as fast as cuDNN's: \(error.problem)"
-            },
+            attention.map { "attention is computed by our own kernels, about half as fast as cuDNN's: \($0.problem)" },
             orderRemark(on: shapes),
         ].compactMap { $0 }
     }
@@ -110,7 +122,7 @@ package final class CUDABackend: Backend {
     }
 
     /// Whether the same inputs give the same bytes.
-    package var isDeterministic: Bool { cudnnAttention?.isDeterministic ?? true }
+    package var isDeterministic: Bool { wantsOrder || cudnnAttention?.isDeterministic ?? true }
 
     /// An empty layout over the scratch memory, for one op.
     func scratch() -> Scratch { Scratch(scratchMemory) }
@@ -125,8 +137,8 @@ package final class CUDABackend: Backend {
             + "\(device.multiprocessorCount) multiprocessors, \(formatBytes(device.totalByteCount)), driver for CUDA "
             + "\(version / 1000).\(version % 1000 / 10), \(device.compiler.version), \(blas.version), attention by "
             + (cudnnAttention?.cudnn.version ?? "our own kernels" + (attentionPath == .plain ? ", the plain ones" : ""))
-            + (hasHopperBackward(headSize: HopperBackward.headSize)
-                ? " (backward by our own kernel where heads have 128)" : "")
+            + (cudnnAttention != nil && hasHopperAttention(headSize: HopperBackward.headSize)
+                ? " (by our own kernels where heads have 128)" : "")
     }
 
     /// Bytes of the GPU's memory in use, by this process or any other.
@@ -140,7 +152,7 @@ package final class CUDABackend: Backend {
     package var plannableByteCount: Int { max(0, device.totalByteCount - usedByteCount - 1 << 30) }
 
     /// Kernels are compiled behind what follows, up to the next `finish`. What puts a table on the device for its arguments is not
-    /// rehearsed: attention (of which Hopper's backward kernels are known), the optimizer.
+    /// rehearsed: attention (of which Hopper's own kernels are known), the optimizer.
     package func rehearse(_ body: () -> Void) {
         guard device.failure == nil else { return }
         device.beginCompiling(Array(device.rehearse(body)) + [KernelVariant("optimizer.cu")])
@@ -149,7 +161,7 @@ package final class CUDABackend: Backend {
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {
         device.finishCompiling()
-        cudnnAttention?.plans.finish()
+        if hasAskedForCuDNN { cudnnAttention?.plans.finish() }
         device.synchronize()
         sideCopies.synchronize()
         if let failure = device.takeFailure() { throw failure }

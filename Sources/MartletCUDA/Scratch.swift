@@ -39,7 +39,7 @@ extension CUDABackend {
         tables.reserve(in: arena)
         attentionTables.reserve(tokens: shapes.tokens, in: arena)
 
-        cudnnAttention?.reserve(for: shapes, in: arena)
+        cudnnAttention(for: shapes)?.reserve(for: shapes, in: arena)
         if !arena.isMeasuring { tuneTiles(for: shapes) }
     }
 
@@ -64,7 +64,7 @@ extension CUDABackend {
             { self.reserveHopperBackward(&$0, shapes) },
             { self.reserveFlash(&$0, shapes) },
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
-            { self.cudnnAttention?.layOut(&$0, shapes) },
+            { self.cudnnAttention(for: shapes)?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
             { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken, experts: s.experts) },
             {

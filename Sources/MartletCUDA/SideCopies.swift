@@ -79,24 +79,6 @@ final class SideCopies {
 }
 
 extension CUDABackend {
-    package func makeHostArena(byteCount: Int) throws(MartletError) -> Arena {
-        let size = roundUp(max(byteCount, 1), to: 1 << 21), driver = device.driver
-        var memory: UnsafeMutableRawPointer?
-        let result = driver.hostAllocate(&memory, size, 0)
-        guard result == 0, let memory else {
-            throw MartletError(
-                "not enough host memory for this run", in: device.name,
-                because: "\(formatBytes(size)) of it must be pinned (\(driver.text(of: result)))",
-                fix: "free host memory, raise the limit on locked memory (ulimit -l), or raise 'memory_limit'")
-        }
-        let range = UInt(bitPattern: memory)..<UInt(bitPattern: memory) + UInt(size)
-        sideCopies.addHost(range)
-        return Arena(base: range.lowerBound, capacity: size) { [sideCopies] in
-            sideCopies.removeHost(range)
-            _ = driver.hostFree(memory)
-        }
-    }
-
     package func transfer(_ x_N: Tensor, to y_N: Tensor) -> Transfer { sideCopies.transfer(x_N, to: y_N) }
 
     package func wait(for transfer: Transfer) { sideCopies.wait(for: transfer) }

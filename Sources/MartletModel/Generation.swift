@@ -40,7 +40,7 @@ package final class Generation {
         model.upload(chunk, into: tokens_T)
         model.upload((0..<n).map { Int32(count + $0) }, into: positions_T)
         let span = AttentionSpan(queryStart: 0, queryCount: n, keyStart: 0, keyCount: count + n)
-        let tile = Tile(rows: count..<(count + n), positions_T: positions_T, spans: [span])
+        let tile = Tile(rows: count..<(count + n), place: (0, 1), positions_T: positions_T, spans: [span])
         model.backend.embedding(tokens_T, model.outer(.embedding).value, into: model.hidden(0).rows(0..<n))
         for index in 0..<model.configuration.layerCount {
             let weights = try model.weights(of: index)

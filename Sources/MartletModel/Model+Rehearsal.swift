@@ -17,7 +17,8 @@ extension Model {
         backend.rehearse {
             for count in counts {
                 let span = AttentionSpan(queryStart: 0, queryCount: count, keyStart: 0, keyCount: count)
-                let tile = Tile(rows: 0..<count, positions_T: memory.positions_T.rows(0..<count), spans: [span])
+                let tile = Tile(
+                    rows: 0..<count, place: (0, 1), positions_T: memory.positions_T.rows(0..<count), spans: [span])
                 backend.embedding(
                     memory.tokens_T.rows(tile.rows), outer(.embedding).value, into: hidden(0).rows(tile.rows))
                 for index in layers { rehearse(tile, layer: index, dhidden_TH.rows(tile.rows)) }
@@ -34,7 +35,8 @@ extension Model {
         layer.forward(
             x_TH, weights, tile, rows, memory.workspace, into: hidden(index + 1).rows(tile.rows), saving: saved)
         if memory.kept[index] == nil {
-            layer.forward(x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true)
+            layer.restore(
+                x_TH, weights, tile, rows, memory.workspace, saved, Restored(output: false, feedForward: false))
         }
         layer.backward(x_TH, weights, tile, rows, dstep, memory.workspace, saved, nil, dx_TH)
     }

@@ -79,11 +79,12 @@ extension Model {
         upload(step.tokens, into: memory.tokens_T.rows(0..<T))
         upload(step.targets, into: memory.targets_T.rows(0..<T))
         upload(step.positions, into: memory.positions_T.rows(0..<T))
-        return stride(from: 0, to: T, by: plan.tileTokens).map { start in
-            let rows = start..<min(start + plan.tileTokens, T)
+        let count = ceilDiv(T, plan.tileTokens)
+        return (0..<count).map { number in
+            let rows = number * plan.tileTokens..<min((number + 1) * plan.tileTokens, T)
             return Tile(
-                rows: rows, positions_T: memory.positions_T.rows(rows), spans: step.spans(in: rows),
-                accumulation: rows.upperBound == T ? .first : .later)
+                rows: rows, place: (number, count), positions_T: memory.positions_T.rows(rows),
+                spans: step.spans(in: rows))
         }
     }
 
@@ -105,13 +106,18 @@ extension Model {
             memory.hidden.beginWriting(index + 1)
             let outputLeaves = index < memory.outputLayersOut
             if outputLeaves { memory.outputsOut.beginWriting(index) }
+            memory.downLow.beginWriting(index)
+            let keeps = memory.kept[index] != nil
             for tile in tiles {
-                let saved = saved(index, tile)
+                let saved = saved(index, tile), turn = tile.turn(layer: index)
+                if !keeps { memory.tiles.turns.beginWriting(turn) }
                 layer.forward(
                     hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
+                if !keeps { memory.tiles.finishWriting(turn, wanted: !wanted.isEmpty) }
                 if case .sparse(let routing, _) = saved.feedForward { note(routing) }
             }
+            memory.downLow.finishWriting(index, rows: wanted)
             if outputLeaves { memory.outputsOut.finishWriting(index, rows: wanted) }
             memory.hidden.finishWriting(index + 1, rows: wanted)
         }
@@ -149,22 +155,28 @@ extension Model {
         var gradients = LeavingGradients(memory, backend)
         for index in (0..<configuration.layerCount).reversed() {
             let weights = try weights(of: index)
-            for tensors in [memory.hidden, memory.outputsOut] {
+            let keeps = memory.kept[index] != nil
+            // Wanted sooner than the layer before.
+            if !keeps, let tile = tiles.last { memory.tiles.fetch(before: tile.turn(layer: index)) }
+            for tensors in [memory.hidden, memory.outputsOut, memory.downLow] {
                 tensors.wait(for: index)
                 tensors.fetch(index - 1, rows: rowsOfStep)
             }
             gradients.begin(layer: index)
             let rows = keyValueRows(index), x_TH = hidden(index)
-            let keeps = memory.kept[index] != nil
+            let hasOutput = memory.keptOutputs[index] != nil || index < memory.outputLayersOut
             backend.zero(dkeyValues)
             for tile in tiles { restoreKeys(x_TH.rows(tile.rows), weights, tile, rows, index, keeps: keeps) }
             for tile in tiles.reversed() {
                 let saved = saved(index, tile)
                 let x_TH = x_TH.rows(tile.rows)
                 if !keeps {
-                    layer.forward(
-                        x_TH, weights, tile, rows, memory.workspace, into: nil, saving: saved, hasKeys: true,
-                        hasOutput: memory.keptOutputs[index] != nil || index < memory.outputLayersOut)
+                    let turn = tile.turn(layer: index)
+                    let hasFeedForward = memory.tiles.turns.recall(turn)
+                    memory.tiles.fetch(before: turn)
+                    layer.restore(
+                        x_TH, weights, tile, rows, memory.workspace, saved,
+                        Restored(output: hasOutput, feedForward: hasFeedForward))
                 }
                 layer.backward(
                     x_TH, weights, tile, rows, dstep, memory.workspace, saved, auxiliary, dhidden_TH.rows(tile.rows))
@@ -184,16 +196,17 @@ extension Model {
     private func restoreKeys(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ index: Int, keeps: Bool
     ) {
-        let saved = saved(index, tile).attention
+        let saved = saved(index, tile)
         guard !keeps else {
             if memory.kept[index]?.rotatedKey_TGD == nil {
-                layer.attention.rotateKeys(weights, tile, into: rows, from: saved)
+                layer.attention.rotateKeys(weights, tile, into: rows, from: saved.attention)
             }
             return
         }
         let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: configuration.rmsEpsilon, into: normed_TH)
-        layer.attention.keysAndValues(normed_TH, weights, tile, into: rows, saving: saved)
+        layer.attention.keysAndValues(
+            normed_TH, weights.keeping(saved.low), tile, into: rows, saving: saved.attention)
     }
 
     // MARK: Router losses and counts
@@ -266,14 +279,21 @@ extension Model {
     }
 
     func saved(_ index: Int, _ tile: Tile) -> LayerSaved {
-        guard let activations = memory.kept[index] ?? memory.recomputed[configuration.isSparse[index]] else {
+        guard let activations = memory.kept[index] ?? memory.tiles.activations[configuration.isSparse[index]] else {
             preconditionFailure("layer \(index) has no memory for its activations")
         }
-        var saved = activations.saved(for: tile, offset_E1: offset_E1(index, tile))
-        if let output = memory.keptOutputs[index] { saved.attention.output = output.rows(tile.rows) }
+        var output = memory.keptOutputs[index]
         if index < memory.outputLayersOut {
             let tensors = memory.outputsOut[index]
-            saved.attention.output = AttentionOutput(output_TQD: tensors[0], logSumExp_TQ: tensors[1]).rows(tile.rows)
+            output = AttentionOutput(output_TQD: tensors[0], logSumExp_TQ: tensors[1])
+        }
+        var saved = activations.saved(
+            for: tile, turn: tile.turn(layer: index), output: output?.rows(tile.rows),
+            offset_E1: offset_E1(index, tile))
+        if let low_TA = memory.downLow[index].first {
+            let isSparse = configuration.isSparse[index]
+            let rows = tile.count * configuration.routes(isSparse: isSparse)
+            saved.low[isSparse ? .expertsDown : .down] = low_TA.rows(tile.rows).reshaped([rows, memory.lowRank])
         }
         return saved
     }
@@ -281,7 +301,7 @@ extension Model {
     /// The routing's offsets of a tile in a sparse layer.
     private func offset_E1(_ index: Int, _ tile: Tile) -> Tensor? {
         guard configuration.isSparse[index] else { return nil }
-        return memory.results.offset_LE1[configuration.isSparse[..<index].count { $0 }][tile.firstRow / plan.tileTokens]
+        return memory.results.offset_LE1[configuration.isSparse[..<index].count { $0 }][tile.place.number]
     }
 
     /// Logits of the final hidden states `x_TH`, in `plan.logitRows` rows at most.

@@ -25,7 +25,8 @@ import Testing
         #expect(Set(variants).count == variants.count, "none twice")
         let hopperOnly: Set = [
             "grouped_gemm_sm90.cu", "grouped_gemm_low_sm90.cu", "grouped_gemm_dx_sm90.cu", "projection_sm90.cu",
-            "projection_low.cu", "projection_gradient.cu", "attention_sm90_backward.cu", "attention_sm90_finish.cu",
+            "projection_low.cu", "projection_gradient.cu", "attention_sm90_forward.cu", "attention_sm90_backward.cu",
+            "attention_sm90_finish.cu",
         ]
         let wanted = architecture.capability == 90 ? files : files.subtracting(hopperOnly)
         #expect(Set(variants.map(\.file)) == wanted)

@@ -1,4 +1,4 @@
-"""The judge of the goldens: what transformers and PEFT compute, in float32, with one checkpoint."""
+"""The judge of the goldens: what transformers and PEFT compute with one checkpoint, in float32, and how far off they are in bfloat16."""
 import json
 import sys
 from dataclasses import dataclass
@@ -35,9 +35,15 @@ def require_margin(scores, k, least):
         raise TooClose
 
 
+def distance(found, wanted):
+    """The largest difference over the largest magnitude of `wanted`."""
+    apart, size = (found.float() - wanted).abs().max().item(), wanted.abs().max().item()
+    return apart and apart / size
+
+
 @dataclass
 class Judge:
-    """Runs one checkpoint in transformers (float32), with the plain or the fast implementations."""
+    """Runs one checkpoint in transformers, with the plain or the fast implementations."""
 
     folder: Path
     case: Any  # config, seed, modules, parameters, rslora
@@ -45,13 +51,14 @@ class Judge:
     full: bool = False
     margin: float = 1e-3
     router_margin: float = 1e-3  # the same of routers, in what is also judged in bf16
+    dtype: torch.dtype = torch.float32
 
     def load(self):
         kinds = dict(attn_implementation="eager" if self.plain else "sdpa")
         if "num_experts" in self.case.config:
             kinds["experts_implementation"] = "eager" if self.plain else "batched_mm"
         model, report = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=torch.float32, output_loading_info=True, **kinds)
+            self.folder, dtype=self.dtype, output_loading_info=True, **kinds)
         wrong = [x for k in ("missing_keys", "unexpected_keys", "mismatched_keys") for x in report[k]]
         if wrong:
             sys.exit(f"{self.folder}: transformers reads the checkpoint differently: {wrong}")
@@ -79,6 +86,22 @@ class Judge:
         self.full_training(inputs, out)
         self.lora(inputs, out)
         return out
+
+    def half_distances(self, inputs, reference):
+        """How far bfloat16 is from `reference`, this judge's float32: as `martlet doctor --goldens` measures it, under its names.
+        The adapter's factors stay float32, which is how PEFT trains them."""
+        self.dtype, self.least = torch.bfloat16, 0
+        model, found = self.load(), {}
+        self.forward_backward(model, inputs, found)
+        found["packed.logits"], _ = self.pack(model, reference["packed.input_ids"].long(), reference["packed.position_ids"].long())
+        if self.routers(model):
+            self.balancing(model, inputs, found)
+        self.adapted(inputs, found)
+        groups = {"logits": "forward.logits", "loss": "forward.loss", "packed": "packed.logits", "adapted logits": "lora.logits",
+                  "adapted loss": "lora.loss", "adapter's gradients": "lora.grad.", "all gradients": "grad.",
+                  "auxiliary loss": "aux.loss", "routers' gradients": "aux.grad."}
+        return {group: max(distance(found[name], reference[name]) for name in found if name.startswith(key))
+                for group, key in groups.items() if any(name.startswith(key) for name in found)}
 
     def forward_backward(self, model, inputs, out):
         hooks = [router.register_forward_hook(lambda _, __, o, layer=layer: out.update({
@@ -110,14 +133,19 @@ class Judge:
         if self.routers(model):
             out["padded.aux_loss"] = result.aux_loss
 
-    def packed(self, model, inputs, out):
-        """Row 0 as two segments whose positions restart: must equal the segments run alone."""
-        row, cut = inputs["input_ids"][:1], inputs["input_ids"].shape[1] * 5 // 12
-        parts = [row[:, :cut], row[:, cut:]]
-        positions = torch.cat([torch.arange(part.shape[1]) for part in parts])[None]
+    @staticmethod
+    def pack(model, row, positions):
+        """Logits of the two segments of a row, run alone and as one row whose positions restart."""
+        cut = int((positions[0] == 0).nonzero()[1])
         with torch.no_grad():
-            alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], 1)
-            joint = model(input_ids=row, position_ids=positions, use_cache=False).logits
+            alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in (row[:, :cut], row[:, cut:])], 1)
+            return alone, model(input_ids=row, position_ids=positions, use_cache=False).logits
+
+    def packed(self, model, inputs, out):
+        """Row 0 as two segments: must equal the segments run alone."""
+        row, cut = inputs["input_ids"][:1], inputs["input_ids"].shape[1] * 5 // 12
+        positions = torch.cat([torch.arange(cut), torch.arange(row.shape[1] - cut)])[None]
+        alone, joint = self.pack(model, row, positions)
         if (alone - joint).abs().max() > 1e-5:
             sys.exit("packed and separate runs differ in transformers")
         out |= {"packed.input_ids": row.to(torch.int32), "packed.position_ids": positions.to(torch.int32),
@@ -167,21 +195,27 @@ class Judge:
 
     def lora(self, inputs, out):
         """Adapter of random A and B: forward, gradients, STEPS steps. Writes the folder adapter/ when plain."""
-        folder = self.folder / "adapter"
         if self.plain:
-            self.make_adapter(folder)
-        model = PeftModel.from_pretrained(self.load(), folder, is_trainable=True, autocast_adapter_dtype=False)
+            self.make_adapter(self.folder / "adapter")
+        self.least = self.router_margin
+        model, trainable = self.adapted(inputs, out)
+        self.least = self.margin
+        out["lora.losses"] = self.train(model, list(trainable.values()), inputs)
+        out |= {f"lora.after.{name}": p for name, p in trainable.items()}
+
+    def adapted(self, inputs, out):
+        """The model with the adapter, forward and backward; (model, what is trained under the adapter file's names)."""
+        folder = self.folder / "adapter"
+        model = PeftModel.from_pretrained(
+            self.load(), folder, is_trainable=True, autocast_adapter_dtype=self.dtype != torch.float32)
         trainable = {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
         if trainable.keys() != load_file(folder / "adapter_model.safetensors").keys():
             sys.exit(f"{folder}: PEFT does not load every tensor that it wrote")
-        self.least = self.router_margin
         result = model(**inputs, use_cache=False)
-        self.least = self.margin
         result.loss.backward()
         out["lora.logits"], out["lora.loss"] = result.logits, result.loss
         out |= {f"lora.grad.{name}": p.grad.clone() for name, p in trainable.items()}
-        out["lora.losses"] = self.train(model, list(trainable.values()), inputs)
-        out |= {f"lora.after.{name}": p for name, p in trainable.items()}
+        return model, trainable
 
     def make_adapter(self, folder):
         model = get_peft_model(self.load(), LoraConfig(

@@ -139,6 +139,10 @@ def make(names, out, sequence=SEQUENCE, overrides=None, full=False, margin=MARGI
         reference, own_noise, attempt = draw_case(case, folder, sequence, full, margin, router_margin or margin)
         reference = {k: v.detach().contiguous().clone() for k, v in reference.items()}
         save_file(reference, folder / "reference.safetensors", metadata={"format": "pt"})
+        if router_margin:
+            inputs = {key: reference[f"input.{key}"].long() for key in ("input_ids", "labels")}
+            distances = Judge(folder, case).half_distances(inputs, reference)
+            write_json(folder / "bfloat16.json", {group: float(f"{value:.3g}") for group, value in distances.items()})
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         manifest["cases"][name] = {
             "seed": case.seed, "draw": attempt, "config_spelling": case.spelling, "noise": own_noise,

@@ -7,7 +7,8 @@
 # whose routers choose by a wide margin, so that rounding changes no choice: every committed case, and wider ones that take the tensor
 # cores' kernels; float16 too, by letting the GPU stand in for one of compute capability 7.5. Making them needs a Python with
 # tools/goldens/requirements.txt (JUDGE, default .local/judge/bin/python); without it those that are there are examined, and only
-# float32 if there are none. All at once, JOBS at a time; then `gpu_training.py`.
+# float32 if there are none. All at once, JOBS at a time, and one whose adapter was made zeros, which must not pass; then
+# `gpu_training.py`.
 set -eu
 martlet=$(realpath "${1:-$(dirname "$0")/../../.build/release/martlet}")
 cd "$(dirname "$0")/../.."
@@ -20,7 +21,7 @@ export martlet work
 make_goldens() { # NAME OPTIONS...
     folder=$goldens/$1
     shift
-    [ -e "$folder/MANIFEST.json" ] || "$judge" tools/goldens/model.py --router-margin 0.05 --out "$folder" "$@"
+    grep -qs bfloat16.json "$folder/MANIFEST.json" || "$judge" tools/goldens/model.py --router-margin 0.05 --out "$folder" "$@"
 }
 
 examine() { # DEVICE GOLDENS EXPERTS ATTENTION [CAPABILITY]
@@ -29,6 +30,23 @@ examine() { # DEVICE GOLDENS EXPERTS ATTENTION [CAPABILITY]
         >"$work/$$" 2>&1 || echo "$name" >>"$work/broken"
     { echo "== $name"; cat "$work/$$"; } >"$work/$$.told"
     cat "$work/$$.told"
+}
+
+must_fail() { # GOLDEN: with an adapter of zeros
+    cp -r "$1" "$work/wrong"
+    python3 - "$work/wrong/adapter/adapter_model.safetensors" <<'PYTHON'
+import json, struct, sys
+with open(sys.argv[1], "r+b") as file:
+    start = 8 + struct.unpack("<Q", file.read(8))[0]
+    for name, entry in json.loads(file.read(start - 8)).items():
+        if "lora_B" in name:
+            begin, end = entry["data_offsets"]
+            file.seek(start + begin)
+            file.write(bytes(end - begin))
+PYTHON
+    "$martlet" doctor --goldens "$work/wrong" --device "${DEVICE:-cuda}" >"$work/wrong.told" 2>&1 &&
+        echo "an adapter of zeros passed" >>"$work/broken"
+    grep -q "^BROKEN.*adapted logits [^;]* may be" "$work/wrong.told" || { cat "$work/wrong.told"; echo "what fails with an adapter of zeros" >>"$work/broken"; }
 }
 export -f examine
 
@@ -51,4 +69,6 @@ fi
 [ "$(wc -l <"$work/list")" -gt 1 ] || echo "no goldens for bfloat16: $judge has no transformers and peft (tools/goldens/requirements.txt)"
 xargs -P "${JOBS:-4}" -L 1 bash -c 'examine "$@"' _ <"$work/list"
 python3 tools/verify/gpu_training.py --martlet "$martlet" --devices "${DEVICE:-cuda-fp32,cuda,cuda@7.5}" || echo "gpu_training.py" >>"$work/broken"
+wrong=$(ls -d "$goldens"/*/moe_rslora 2>/dev/null | head -n 1)
+must_fail "${wrong:-Tests/ModelTests/ModelGoldens/moe_rslora}"
 [ ! -e "$work/broken" ] && echo "all sound" || { echo "BROKEN:" >&2; cat "$work/broken" >&2; exit 1; }

@@ -16,6 +16,7 @@
 //            turn has come up when it is asked for.
 // Reference  CPUBackend.attentionBackward.
 #include "flash.cuh"
+#include "turn.cuh"
 
 constexpr int threads = WARPS * 32;
 constexpr int key_bytes = KEYS * HEAD * 2;
@@ -62,29 +63,6 @@ extern "C" __global__ void __launch_bounds__(256) attention_delta(
         delta_QT[index] = sum;
     }
 }
-
-/// A turn that warps of different blocks hand on: a number that counts up.
-struct Turn {
-    int* place;
-    int seen;
-
-    /// Asks for the number; the answer is needed only in `wait`.
-    __device__ __forceinline__ void ask(int* at) {
-        place = at;
-        asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(place) : "memory");
-    }
-    __device__ __forceinline__ void wait(int number) {
-        while (seen < number) asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(place) : "memory");
-        __syncwarp();
-    }
-    /// After the warp's writes so far.
-    __device__ __forceinline__ void hand_on(int number) const {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) {
-            asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(place), "r"(number) : "memory");
-        }
-    }
-};
 
 /// Where a warp's scores stand in a [KEYS, QUERIES] tile: as rows of keys.
 __device__ __forceinline__ void store_scores(u32 tile, const Scores& s, int key, int query) {
@@ -279,7 +257,6 @@ template <bool WHOLE> __device__ __forceinline__ void add_queries(
         return;
     }
     if (!is_first) {
-        asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #pragma unroll
         for (int j = 0; j < fours; ++j) sums.get(j, d[j / dq_tiles][j % dq_tiles]);
     }
@@ -356,6 +333,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
         multiply<2, dq_tiles, KEYS / 16, true, true, 16 * column_warps>(
             dq, View<QUERIES, Chunks>(ds, 0, warp % row_warps * 32), View<HEAD, Rows>(k, 0, warp / row_warps * 16));
         turn.wait(number);
+        __syncwarp();
         bf16* dq_rows = dq_TQD + (work.query + query) * query_stride + now.head * HEAD;
         float* sums = query_sums + ((u64)now.head * T + work.query + query) * HEAD;
         const int count = work.queries - query;
@@ -366,7 +344,8 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
         }
         multiply<2, head_tiles, QUERIES / 16, false, true, 16 * other_warps>(
             dv, View<QUERIES, Rows>(p, key, 0), View<HEAD, Rows>(dout, 0, column));
-        if (number < last) turn.hand_on(number + 1);
+        __syncwarp();
+        if (number < last && threadIdx.x % 32 == 0) turn.hand_on(number + 1);
         multiply<2, head_tiles, QUERIES / 16, false, true, 16 * other_warps>(
             dk, View<QUERIES, Rows>(ds, key, 0), View<HEAD, Rows>(q, 0, column));
         if (STAGES == 1 && step + 1 < steps) {
@@ -382,7 +361,6 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
         float* sums = key_sums + (u64)(index * G + group) * 2 * KEYS * HEAD;
         turn.wait(part);
         if (part > 0) {
-            asm volatile("fence.acq_rel.gpu;" ::: "memory");
             pass_sums<true>(sums, dk);
             pass_sums<true>(sums + KEYS * HEAD, dv);
         }
@@ -390,7 +368,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) attention_flash_backwar
             pass_sums<false>(sums, dk);
             pass_sums<false>(sums + KEYS * HEAD, dv);
             __syncthreads();
-            if (warp == 0) turn.hand_on(part + 1);
+            if (threadIdx.x == 0) turn.hand_on(part + 1);
             return;
         }
     }

@@ -23,12 +23,12 @@ public struct Doctor: Sendable, CustomStringConvertible {
     public var isSound: Bool { checks.allSatisfy(\.isSound) }
 
     /// Looks at the machine; `folder` is where a file is written to try the disk.
-    /// With `onlyGPU` nothing but the GPU; with `ops` nothing but the arithmetic of these.
+    /// With `onlyGPU` nothing but the GPU; with `ops`, which may be cases, nothing but the arithmetic of these.
     public static func examine(
         folder: String = ".", onlyGPU: Bool = false, ops: [String] = [], progress: (Check) -> Void = { _ in }
     ) throws(MartletError) -> Doctor {
         var doctor = Doctor(checks: [])
-        let cases = try Parity.cases(of: ops)
+        let cases = try Parity.cases(named: ops)
         let arithmetic = [{ products(cases) }, { threads(cases) }]
         // Attention alone has sums that may go without an order.
         let attention = cases.filter { $0.op == "attention" }

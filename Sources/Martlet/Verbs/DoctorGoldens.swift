@@ -2,8 +2,7 @@ public import MartletCore
 
 extension Doctor {
     /// Holds whole models against what transformers and PEFT computed with them; a check a golden. `folder` is one, or holds
-    /// some. In bfloat16, logits may be 2 % of the largest apart, losses 1 %, gradients 5 % of a tensor's largest; in float16 a
-    /// quarter of that.
+    /// some. `GoldenBounds` tells how far apart they may be.
     public static func examine(
         goldens folder: String, compute: Compute = Compute(), progress: (Check) -> Void = { _ in }
     ) throws(MartletError) -> Doctor {
@@ -20,9 +19,7 @@ extension Doctor {
             let found = try Golden(folder: path, on: try compute.makeBackend()).distances()
             let check = Check(
                 name: FileSystem.name(of: path), isSound: found.allSatisfy(\.isSound),
-                detail: found.map {
-                    "\($0.name) \(shortest($0.value))" + ($0.isSound ? "" : " where \(shortest($0.bound)) may be")
-                }.joined(separator: ", "))
+                detail: found.map(\.description).joined(separator: "; "))
             doctor.checks.append(check)
             progress(check)
         }

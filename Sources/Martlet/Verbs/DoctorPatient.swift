@@ -9,13 +9,15 @@ package struct Patient {
     let plan: ExecutionPlan
     let backend: any Backend
 
-    package init(backend: any Backend = CPUBackend()) throws(MartletError) {
+    /// `isEven`: of sizes that a GPU's fastest kernels take.
+    package init(backend: any Backend = CPUBackend(), isEven: Bool = false) throws(MartletError) {
         self.backend = backend
         let configuration = ModelConfiguration(
-            modelType: "qwen3_moe", hiddenSize: 24, layerCount: 3, vocabularyCount: 61, queryHeadCount: 4,
-            keyValueHeadCount: 2, headSize: 10, denseInnerSize: 28, ropeTheta: 10000, maximumPositions: 64,
-            tiesEmbeddings: false,
-            experts: .init(expertCount: 5, expertsPerToken: 2, innerSize: 14, normalizesTopK: true),
+            modelType: "qwen3_moe", hiddenSize: isEven ? 64 : 24, layerCount: 3, vocabularyCount: 61, queryHeadCount: 4,
+            keyValueHeadCount: 2, headSize: isEven ? 128 : 10, denseInnerSize: isEven ? 64 : 28, ropeTheta: 10000,
+            maximumPositions: 64, tiesEmbeddings: false,
+            experts: .init(
+                expertCount: 5, expertsPerToken: 2, innerSize: isEven ? 64 : 14, normalizesTopK: true),
             isSparse: [true, false, true])
         folder = try ScratchFolder("martlet-doctor")
         try RandomCheckpoint(configuration: configuration, seed: 11, standardDeviation: 0.3, dtype: .float32)

@@ -7,85 +7,74 @@ struct Golden {
     private let reference: SafeTensorsFile
     private let checkpoint: Checkpoint
     private let backend: any Backend
+    private let bounds: GoldenBounds
 
-    init(folder: String, on backend: any Backend) throws(MartletError) {
+    /// `dtype` is that whose bounds count, if not the backend's own.
+    init(folder: String, on backend: any Backend, judgedAs dtype: DType? = nil) throws(MartletError) {
         self.folder = folder
         self.backend = backend
+        bounds = try GoldenBounds(folder: folder, dtype: dtype ?? backend.computeDType)
         reference = try SafeTensorsFile(FileSystem.join(folder, "reference.safetensors"))
         checkpoint = try Checkpoint(folder: folder)
     }
 
-    /// How far something is from its reference, and how far it may be.
-    struct Distance {
-        var name: String
-        var value: Double
-        var bound: Double
-        var isSound: Bool { value <= bound }
-    }
-
-    private var isCoarse: Bool { backend.computeDType.isHalf }
-    /// What may lie between in 16 bits: float16 has 3 more of them behind the point than bfloat16, and gets a quarter.
-    private func coarse(_ bound: Double) -> Double { backend.computeDType == .float16 ? bound / 4 : bound }
+    private var isCoarse: Bool { bounds.isCoarse }
 
     /// The model alone, and packed; then with its adapter, and with all weights trained: gradients and five steps of AdamW; the
     /// routers' auxiliary loss and gradients.
-    func distances() throws(MartletError) -> [Distance] {
+    func distances() throws(MartletError) -> [GoldenDistance] {
         let plain = try model(ModelSettings(.inference), tile: 5)
         return [
             logits("logits", try plain.logits(step()), try floats("forward.logits")),
             try loss("loss", plain.evaluate(step()).loss, "forward.loss"),
             logits("packed", try plain.logits(packed()), try floats("packed.logits")),
-        ] + (try adapted()) + (backend.computeDType == .float16 ? [] : try whole()) + (try routers())
+        ] + (try adapted()) + (bounds.dtype == .float16 ? [] : try whole()) + (try routers())
     }
 
-    private func adapted() throws(MartletError) -> [Distance] {
+    private func adapted() throws(MartletError) -> [GoldenDistance] {
         let path = FileSystem.join(folder, "adapter"),
             adapter = try Adapter(folder: path, for: checkpoint.configuration)
         let model = try model(ModelSettings(.lora, adapter: LoRASettings(adapter)), tile: 7)
         try model.load(adapter)
         var found = [logits("adapted logits", try model.logits(step()), try floats("lora.logits"))]
         found.append(try loss("adapted loss", model.trainStep(step(), index: 0).loss, "lora.loss"))
-        found.append(
-            Distance(
-                name: "adapter's gradients", value: try factors(model, "lora.grad.") { $0.gradient },
-                bound: isCoarse ? coarse(0.05) : 1e-4))
+        found.append(gradients("adapter's gradients", try factors(model, "lora.grad.") { $0.gradient }))
         // Moving weights change choices of experts, which no margin of the golden prevents.
         if !isCoarse || checkpoint.configuration.experts == nil {
             found.append(try losses("losses of 5 steps", model, "lora.losses"))
         }
         // AdamW's first steps are of one size, whatever the gradient: where that is near zero, rounding decides on the sign.
         if !isCoarse {
+            let after = try factors(model, "lora.after.") { $0.value }
             found.append(
-                Distance(
-                    name: "adapter after 5 steps", value: try factors(model, "lora.after.") { $0.value }, bound: 1e-3))
+                bounds.distance("adapter after 5 steps", after.value, half: 1e-3, whole: 1e-3, at: after.place))
         }
         return found
     }
 
     /// Every weight trained, the routers' too. Of bfloat16 what comes before choices of experts and signs may
     /// differ; not in float16, which does not train them.
-    private func whole() throws(MartletError) -> [Distance] {
+    private func whole() throws(MartletError) -> [GoldenDistance] {
         var settings = ModelSettings(.full)
         settings.trainsRouter = checkpoint.configuration.experts != nil
         let model = try model(settings, tile: 7)
         _ = try model.trainStep(step(), index: 0)
-        let gradients = try parts(model.parameters, model, "grad.") { $0.gradient }
-        var found = [Distance(name: "all gradients", value: gradients, bound: isCoarse ? 0.05 : 1e-4)]
+        var found = [gradients("all gradients", try parts(model.parameters, model, "grad.") { $0.gradient })]
         if !isCoarse || checkpoint.configuration.experts == nil {
             found.append(try losses("losses of 5 steps of all", model, "train.losses"))
         }
         if !isCoarse {
-            let values = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
-            found.append(Distance(name: "some weights after these", value: values, bound: 1e-3))
+            let after = try parts(model.parameters, model, "train.after.", mayLack: true) { $0.value }
+            found.append(
+                bounds.distance("some weights after these", after.value, half: 1e-3, whole: 1e-3, at: after.place))
         }
         return found
     }
 
-    private func losses(_ name: String, _ model: Model, _ key: String) throws(MartletError) -> Distance {
+    private func losses(_ name: String, _ model: Model, _ key: String) throws(MartletError) -> GoldenDistance {
         let losses = try steps(model), wanted = try floats(key).map(Double.init)
-        return Distance(
-            name: name, value: largest(zip(losses, wanted).map { $0 - $1 }) / largest(wanted),
-            bound: isCoarse ? coarse(0.01) : 1e-3)
+        return bounds.distance(
+            name, largest(zip(losses, wanted).map { $0 - $1 }) / largest(wanted), half: 0.01, whole: 1e-3)
     }
 
     /// Losses before each of five steps and after the last, with the settings of tools/goldens/judge.py.
@@ -102,7 +91,7 @@ struct Golden {
     }
 
     /// The load-balancing loss, and the routers' gradients with it. The adapter is new: B = 0 changes nothing.
-    private func routers() throws(MartletError) -> [Distance] {
+    private func routers() throws(MartletError) -> [GoldenDistance] {
         guard let experts = checkpoint.configuration.experts else { return [] }
         var settings = ModelSettings(.lora, adapter: LoRASettings(rank: 4, alpha: 8))
         settings.trainsRouter = true
@@ -111,35 +100,45 @@ struct Golden {
         let wanted = Double(try floats("aux.loss")[0])
         let auxiliary = (outcome.auxiliaryLoss / experts.auxiliaryLossCoefficient - wanted).magnitude / wanted
         let routers = model.parameters.filter { $0.weight.kind == .router }
-        let gradients = try parts(routers, model, "aux.grad.") { $0.gradient }
         return [
-            Distance(name: "auxiliary loss", value: auxiliary, bound: isCoarse ? coarse(0.01) : 1e-5),
-            Distance(name: "routers' gradients", value: gradients, bound: isCoarse ? coarse(0.05) : 1e-4),
+            bounds.distance("auxiliary loss", auxiliary, half: 0.01, whole: 1e-5),
+            gradients("routers' gradients", try parts(routers, model, "aux.grad.") { $0.gradient }),
         ]
     }
 
     // MARK: Distances
 
-    private func logits(_ name: String, _ found: [Float], _ wanted: [Float]) -> Distance {
-        let error = Parity.error(of: found, wanted)
-        // In float32 an absolute one, as in docs/goldens.md.
-        return isCoarse
-            ? Distance(name: name, value: error, bound: coarse(0.02))
-            : Distance(name: name, value: error * largest(wanted.map(Double.init)), bound: 1e-4)
+    // Those of logits and losses are absolute in float32, as in docs/goldens.md.
+
+    private func logits(_ name: String, _ found: [Float], _ wanted: [Float]) -> GoldenDistance {
+        let size = isCoarse ? 1 : largest(wanted.map(Double.init))
+        return bounds.distance(name, Parity.error(of: found, wanted) * size, half: 0.02, whole: 1e-4)
     }
 
-    private func loss(_ name: String, _ found: Double, _ key: String) throws(MartletError) -> Distance {
-        let wanted = Double(try floats(key)[0]), apart = (found - wanted).magnitude
-        return isCoarse
-            ? Distance(name: name, value: apart / wanted, bound: coarse(0.01))
-            : Distance(name: name, value: apart, bound: 1e-5)
+    private func loss(_ name: String, _ found: Double, _ key: String) throws(MartletError) -> GoldenDistance {
+        let wanted = Double(try floats(key)[0]), size = isCoarse ? wanted : 1
+        return bounds.distance(name, (found - wanted).magnitude / size, half: 0.01, whole: 1e-5)
     }
 
-    /// The largest distance of any tensor of the adapter, relative to that tensor's own size, under PEFT's names.
+    private func gradients(_ name: String, _ worst: Worst) -> GoldenDistance {
+        bounds.distance(name, worst.value, half: 0.05, whole: 1e-4, at: worst.place)
+    }
+
+    /// The tensor that is furthest off, relative to its own size.
+    private struct Worst {
+        var value = 0.0
+        var place: String?
+
+        mutating func meet(_ error: Double, at place: String) {
+            if error > value { (value, self.place) = (error, place) }
+        }
+    }
+
+    /// Of the adapter's tensors, under PEFT's names.
     private func factors(
         _ model: Model, _ prefix: String, _ tensor: (Parameter) -> Tensor
-    ) throws(MartletError) -> Double {
-        guard var adapter = model.adapter(baseModel: "") else { return .infinity }
+    ) throws(MartletError) -> Worst {
+        guard var adapter = model.adapter(baseModel: "") else { return Worst(value: .infinity) }
         for parameter in model.parameters {
             let values = model.floats(tensor(parameter))
             if parameter.role == .a { adapter.matrices[parameter.weight]?.a = values }
@@ -149,27 +148,28 @@ struct Golden {
         try adapter.write(to: written.path, for: checkpoint.configuration)
         let file = try SafeTensorsFile(FileSystem.join(written.path, "adapter_model.safetensors"))
         let wanted = reference.tensors.filter { $0.name.hasPrefix(prefix) }
-        guard wanted.count == file.tensors.count else { return .infinity }
-        var worst = 0.0
+        guard wanted.count == file.tensors.count else { return Worst(value: .infinity) }
+        var worst = Worst()
         for tensor in wanted {
-            guard let found = file[String(tensor.name.dropFirst(prefix.count))] else { return .infinity }
-            worst = max(worst, Parity.error(of: try found.floats(), try tensor.floats()))
+            let name = String(tensor.name.dropFirst(prefix.count))
+            guard let found = file[name] else { return Worst(value: .infinity, place: name) }
+            worst.meet(Parity.error(of: try found.floats(), try tensor.floats()), at: name)
         }
         return worst
     }
 
-    /// The largest distance of any part that a checkpoint stores these weights in, relative to that part's own size.
+    /// Of the parts that a checkpoint stores these weights in.
     private func parts(
         _ parameters: [Parameter], _ model: Model, _ prefix: String, mayLack: Bool = false,
         _ tensor: (Parameter) -> Tensor
-    ) throws(MartletError) -> Double {
-        var worst = 0.0
+    ) throws(MartletError) -> Worst {
+        var worst = Worst()
         for parameter in parameters {
             let values = model.floats(tensor(parameter))
             for part in checkpoint.family.layouts(parameter.weight, checkpoint.configuration)[0] {
                 if mayLack, reference[prefix + part.name] == nil { continue }
                 let start = part.firstRow * part.columnCount, end = start + part.rowCount * part.columnCount
-                worst = max(worst, Parity.error(of: Array(values[start..<end]), try floats(prefix + part.name)))
+                worst.meet(Parity.error(of: Array(values[start..<end]), try floats(prefix + part.name)), at: part.name)
             }
         }
         return worst

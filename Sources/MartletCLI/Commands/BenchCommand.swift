@@ -118,13 +118,14 @@ struct DoctorCommand: ParsableCommand {
             With --goldens, holds whole models on --device against what transformers and PEFT computed with them \
             (tools/goldens/model.py): logits, losses, gradients, five steps.
 
-              martlet doctor --gpu --only experts --only attention
+              martlet doctor --gpu --only experts --only 'attention T193'
               martlet doctor --goldens Tests/ModelTests/ModelGoldens --device cuda-fp32
             """)
 
     @Option(help: "Folder whose disk is tried.") var folder = "."
     @Flag(help: "Examine the GPU only.") var gpu = false
-    @Option(help: "Examine the arithmetic of this op only. May be repeated.") var only: [String] = []
+    @Option(help: "Examine the arithmetic of this op only, or of the cases whose names begin so. May be repeated.")
+    var only: [String] = []
     @Flag(help: "Compile every GPU kernel instead; needs no GPU.") var kernels = false
     @Option(help: "Compare with the goldens in this folder instead.") var goldens: String?
     @OptionGroup var compute: ComputeOptions

@@ -2,7 +2,7 @@ package import MartletCore
 
 /// The ways to compute attention on a GPU, best first.
 package enum AttentionPath: String, Sendable, CaseIterable {
-    /// cuDNN forward, and backward where heads have not 128 numbers: those are our own kernel's. bfloat16 on Hopper.
+    /// Our own wgmma kernels where heads have 128 numbers, cuDNN for others. bfloat16 on Hopper.
     case hopper
     /// cuDNN: bfloat16 on Hopper.
     case cudnn
@@ -18,7 +18,9 @@ extension CUDABackend {
         into o_TQD: Tensor, logSumExp_TQ: Tensor
     ) {
         let call = AttentionCall(q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, spans, scale)
-        guard q_TQD.count > 0, call.hasQueries, !device.isRehearsing else { return }
+        guard q_TQD.count > 0, call.hasQueries else { return }
+        guard !device.isRehearsing else { return rehearseHopperAttention(call) }
+        if hopperAttention(call) { return }
         if cudnnAttention(q_TQD, k_UGD, v_UGD, spans, scale: scale, into: o_TQD, logSumExp_TQ: logSumExp_TQ) { return }
         device.timed("attention") {
             if flashAttention(call) { return }
@@ -36,7 +38,7 @@ extension CUDABackend {
         precondition(do_TQD.count == q_TQD.count && dq_TQD.count == q_TQD.count)
         precondition(dk_UGD.count == k_UGD.count && dv_UGD.count == k_UGD.count)
         guard q_TQD.count > 0, call.hasQueries else { return }
-        guard !device.isRehearsing else { return prefersHopperBackward(call) ? rehearseHopperBackward() : () }
+        guard !device.isRehearsing else { return rehearseHopperAttention(call) }
         if prefersHopperBackward(call), hopperAttentionBackward(call, gradients) { return }
         if cudnnAttentionBackward(
             q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, do_TQD, spans, scale: scale, into: dq_TQD, adding: dk_UGD, dv_UGD)
@@ -52,7 +54,7 @@ extension CUDABackend {
 
     /// Whether attention over heads of this size is our own flash kernels'.
     func usesFlash(headSize: Int) -> Bool {
-        attentionPath != .plain && cudnnAttention == nil
+        attentionPath != .plain && !hasHopperAttention(headSize: headSize) && cudnnAttention == nil
             && !FlashShape.candidates(headSize: headSize, device.architecture).isEmpty
     }
 

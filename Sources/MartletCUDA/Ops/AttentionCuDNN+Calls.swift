@@ -6,8 +6,8 @@ final class CuDNNAttention {
     let plans: CuDNNPlans
     /// Whether the same input gives the same bytes.
     let isDeterministic: Bool
-    /// Heads of this size go backward elsewhere, unless sequences are long and no order is wanted.
-    private let sizeWithoutBackward: Int?
+    /// Heads of this size are our own kernels', but backward where sequences are long and no order is wanted.
+    private let ownSize: Int?
     private let device: Device
     private let tables: SpanTables
     /// The same spans come back in every layer.
@@ -22,7 +22,7 @@ final class CuDNNAttention {
     private static let requestLimit = 256
 
     init(
-        _ device: Device, _ staging: Staging, isDeterministic: Bool, sizeWithoutBackward: Int?
+        _ device: Device, _ staging: Staging, isDeterministic: Bool, ownSize: Int?
     ) throws(MartletError) {
         guard device.capability == 90 else {
             throw MartletError(
@@ -33,7 +33,7 @@ final class CuDNNAttention {
         plans = CuDNNPlans(cudnn, device)
         self.device = device
         self.isDeterministic = isDeterministic
-        self.sizeWithoutBackward = sizeWithoutBackward
+        self.ownSize = ownSize
         tables = SpanTables(staging)
     }
 
@@ -41,7 +41,7 @@ final class CuDNNAttention {
 
     private func goesBackward(_ shapes: ScratchShapes) -> Bool {
         let pays = !isDeterministic && shapes.longest >= HopperBackward.orderCosts
-        return shapes.trains && (pays || shapes.headSize != sizeWithoutBackward)
+        return shapes.trains && (pays || shapes.headSize != ownSize)
     }
 
     /// As far as a 32nd of the GPU's memory allows; an eighth where memory is to spare, as little as may be where it is scant.
@@ -86,7 +86,7 @@ final class CuDNNAttention {
         if shapes.sequence >= 2 * T {
             tiles.append([AttentionSpan(queryStart: 0, queryCount: T, keyStart: 0, keyCount: 2 * T)])
         }
-        for isBackward in goesBackward(shapes) ? [false, true] : [false] {
+        for isBackward in [false, true] where isBackward ? goesBackward(shapes) : shapes.headSize != ownSize {
             let empty = CuDNNAttentionGraph(shapes, isBackward: isBackward, isOrdered: isDeterministic)
             for spans in tiles {
                 plans.begin((limits.steps(spans, empty) ?? []).joined().compactMap { limits.graph($0, empty) })

@@ -123,7 +123,7 @@ extension CUDABackend {
     /// For the largest tile: if every row is a sequence, and keys up to four million rows.
     func reserveFlash(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
         guard shapes.trains, computeDType.isHalf, attentionPath != .plain, shapes.tokens > 0,
-            !hasHopperBackward(headSize: shapes.headSize),
+            !hasHopperAttention(headSize: shapes.headSize),
             let shape = FlashBackwardShape(headSize: shapes.headSize, sharedBytes: device.architecture.sharedBytes)
         else { return }
         let (rows, heads, keyHeads) = (shapes.tokens, shapes.queryHeads, shapes.keyValueHeads)
@@ -140,7 +140,8 @@ extension CUDABackend {
     /// That attention is left to the plain kernels, where the fast ones do not fit the GPU; nil where they do.
     func flashRemark(on shapes: ScratchShapes) -> String? {
         let most = device.architecture.sharedBytes, size = shapes.headSize
-        guard computeDType.isHalf, cudnnAttention == nil, attentionPath != .plain, shapes.queryHeads > 0,
+        guard computeDType.isHalf, attentionPath != .plain, shapes.queryHeads > 0, !hasHopperAttention(headSize: size),
+            cudnnAttention == nil,
             FlashShape(headSize: size, sharedBytes: most) == nil
                 || shapes.trains && FlashBackwardShape(headSize: size, sharedBytes: most) == nil
         else { return nil }

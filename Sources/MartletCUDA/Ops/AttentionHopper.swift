@@ -1,7 +1,6 @@
 internal import MartletCore
 
-// The backward pass of attention on Hopper, for heads of 128 in bfloat16: attention_sm90_backward.cu. The forward pass is
-// cuDNN's, or where that is missing that of attention_flash.cu.
+// The backward pass of attention on Hopper, for heads of 128 in bfloat16: attention_sm90_backward.cu.
 //
 // Floor      5 products of T x U x D a query head, half of them masked.
 // Numerics   sums in float32 in a fixed order: blocks of keys add to dq in turns, heads of a group to dk and dv.
@@ -72,19 +71,19 @@ struct HopperBackwardScratch {
 }
 
 extension CUDABackend {
-    /// Whether the backward pass of heads of this size can be made here.
-    func hasHopperBackward(headSize: Int) -> Bool {
+    /// Whether attention over heads of this size can be made here.
+    func hasHopperAttention(headSize: Int) -> Bool {
         attentionPath == .hopper && device.capability == 90 && computeDType == .bfloat16
             && headSize == HopperBackward.headSize
     }
 
-    /// Whether it is. Where no order is wanted, cuDNN's is some 7 % faster for long sequences.
+    /// Whether its backward pass is. Where no order is wanted, cuDNN's is some 7 % faster for long sequences.
     func prefersHopperBackward(_ call: AttentionCall) -> Bool {
         wantsOrder || call.spans.allSatisfy { $0.keyCount < HopperBackward.orderCosts }
     }
 
     func orderRemark(on shapes: ScratchShapes) -> String? {
-        guard !wantsOrder, shapes.trains, hasHopperBackward(headSize: shapes.headSize),
+        guard !wantsOrder, shapes.trains, hasHopperAttention(headSize: shapes.headSize),
             shapes.longest < HopperBackward.orderCosts
         else { return nil }
         return
@@ -94,7 +93,7 @@ extension CUDABackend {
 
     /// For the largest tile, even if every row is a sequence.
     func reserveHopperBackward(_ scratch: inout Scratch, _ shapes: ScratchShapes) {
-        guard shapes.trains, shapes.tokens > 0, hasHopperBackward(headSize: shapes.headSize) else { return }
+        guard shapes.trains, shapes.tokens > 0, hasHopperAttention(headSize: shapes.headSize) else { return }
         let shares = HopperBackward.mostShares(
             rows: shapes.tokens, keyValueHeads: shapes.keyValueHeads, multiprocessors: device.multiprocessorCount)
         _ = HopperBackwardScratch(
@@ -104,7 +103,7 @@ extension CUDABackend {
 
     /// False where another way is taken.
     func hopperAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
-        guard hasHopperBackward(headSize: call.size), call.q_TQD.dtype == .bfloat16 else { return false }
+        guard hasHopperAttention(headSize: call.size), call.q_TQD.dtype == .bfloat16 else { return false }
         let table = attentionTables.table(.keys(HopperBackward.keys, queryRows: HopperBackward.queries), call.spans)
         let shape = HopperBackward(
             keyBlocks: table.count, spans: call.spans, rows: call.rows, keyValueHeads: call.keyValueHeads,
@@ -121,9 +120,10 @@ extension CUDABackend {
         return true
     }
 
-    /// Asks for its kernels.
-    func rehearseHopperBackward() {
-        for file in ["attention_sm90_backward.cu", "attention_sm90_finish.cu"] { _ = device.kernel(file, "") }
+    /// Asks for the kernels of both passes.
+    func rehearseHopperAttention(_ call: AttentionCall) {
+        guard hasHopperAttention(headSize: call.size) else { return }
+        for pass in ["forward", "backward", "finish"] { _ = device.kernel("attention_sm90_\(pass).cu", "") }
     }
 
     private func hopperDelta(

@@ -15,6 +15,17 @@ struct Operand {
     }
     var rows: Int { tensor.shape[0] }
     var columns: Int { tensor.shape[1] }
+    /// Of the matrix as it is read.
+    var rowStride: Int { isTransposed ? 1 : columns }
+    var columnStride: Int { isTransposed ? columns : 1 }
+}
+
+/// Whether the kernels of cuBLASLt and cuDNN are used (`MARTLET_LIBRARIES`).
+enum LibraryUse: String, Sendable, CaseIterable {
+    case on
+    /// Dense products by a plain kernel of our own, attention without cuDNN: slow, and for programs that cannot bear the
+    /// libraries' kernels (compute-sanitizer's racecheck).
+    case off
 }
 
 /// cuBLASLt: the dense matrix products. Each shape's algorithm is the first that the library's heuristics name, asked for
@@ -28,6 +39,7 @@ final class BLAS: @unchecked Sendable {
     private var plans: [PlanKey: Plan] = [:]
     private var workspace: Tensor?
     private let queue = DispatchQueue(label: "cuBLASLt")
+    private let use: LibraryUse
     let version: String
 
     static let workspaceByteCount = 64 << 20
@@ -88,8 +100,9 @@ final class BLAS: @unchecked Sendable {
             ) -> Int32
     }
 
-    init(_ device: Device) throws(MartletError) {
+    init(_ device: Device, _ use: LibraryUse) throws(MartletError) {
         self.device = device
+        self.use = use
         let library = try DynamicLibrary(
             "cuBLASLt", ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"])
         functions = Functions(
@@ -104,7 +117,8 @@ final class BLAS: @unchecked Sendable {
             checkAlgorithm: try library.symbol("cublasLtMatmulAlgoCheck"),
             matmul: try library.symbol("cublasLtMatmul"))
         let number = functions.getVersion()
-        version = "cuBLASLt \(number / 10000).\(number / 100 % 100).\(number % 100)"
+        version =
+            use == .off ? "plain products" : "cuBLASLt \(number / 10000).\(number / 100 % 100).\(number % 100)"
         let result = functions.create(&handle)
         guard result == 0 else {
             throw MartletError(
@@ -140,7 +154,9 @@ final class BLAS: @unchecked Sendable {
         precondition(
             k == (b.isTransposed ? b.columns : b.rows) && c.count == m * n && a.tensor.dtype == b.tensor.dtype,
             "product of \(a.tensor.shape) and \(b.tensor.shape) into \(c.shape)")
-        guard m > 0, n > 0, k > 0, !device.isIdle else { return }
+        guard m > 0, n > 0, k > 0, device.failure == nil else { return }
+        if use == .off { return plainProduct(a, b, into: c, (m, n, k), alpha: alpha, adds: adds) }
+        guard !device.isIdle else { return }
         let key = PlanKey(
             m: m, n: n, k: k, transposesA: a.isTransposed, transposesB: b.isTransposed, input: a.tensor.dtype,
             output: c.dtype, alignment: [a.tensor, b.tensor, c].map { min(256, 1 << $0.address.trailingZeroBitCount) })
@@ -154,6 +170,24 @@ final class BLAS: @unchecked Sendable {
                 plan.c, c.address, plan.c, algorithm, workspace?.address ?? 0, workspace?.byteCount ?? 0, device.stream)
         }
         check(result, key)
+    }
+
+    private func plainProduct(
+        _ a: Operand, _ b: Operand, into c: Tensor, _ extents: (m: Int, n: Int, k: Int), alpha: Float, adds: Bool
+    ) {
+        let kernel = device.kernel(
+            "product.cu", "product",
+            [
+                KernelDefine("HALF", a.tensor.dtype.isHalf ? 1 : 0),
+                KernelDefine("PARAMETER_HALF", c.dtype.isHalf ? 1 : 0),
+            ])
+        device.launch(
+            kernel, Grid(ceilDiv(extents.m * extents.n, 256)), block: 256,
+            [
+                .tensor(a.tensor), .tensor(b.tensor), .tensor(c), .int(extents.m), .int(extents.n), .int(extents.k),
+                .int(a.rowStride), .int(a.columnStride), .int(b.rowStride), .int(b.columnStride), .float(alpha),
+                .int(adds ? 1 : 0),
+            ])
     }
 
     private func plan(_ key: PlanKey) -> Plan? {

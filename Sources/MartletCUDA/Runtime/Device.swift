@@ -12,6 +12,8 @@ final class Device {
     /// What kernels are compiled and ways chosen for: the GPU's own, unless it stands in for another.
     let architecture: Architecture
     let multiprocessorCount: Int
+    /// Whether memory of the host that is pinned where it lies has its own address here.
+    let pinsInPlace: Bool
     let totalByteCount: Int
     let driverVersion: Int
     let stream: Driver.Pointer
@@ -68,6 +70,7 @@ final class Device {
         let own = attribute(75) * 10 + attribute(76)
         architecture = try Architecture.standIn(on: own) ?? Architecture(capability: own)
         multiprocessorCount = attribute(16)
+        pinsInPlace = attribute(91) == 1
         var label = [CChar](repeating: 0, count: 256), bytes = 0, version: Int32 = 0
         _ = driver.deviceGetName(&label, 255, device)
         _ = driver.deviceTotalMem(&bytes, device)

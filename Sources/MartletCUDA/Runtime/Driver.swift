@@ -20,6 +20,9 @@ struct Driver: Sendable {
     let memoryFree: @convention(c) (UInt) -> Result
     let hostAllocate: @convention(c) (UnsafeMutablePointer<UnsafeMutableRawPointer?>, Int, UInt32) -> Result
     let hostFree: @convention(c) (UnsafeMutableRawPointer?) -> Result
+    /// Memory that is there already: address, bytes, flags.
+    let hostRegister: (@convention(c) (UnsafeMutableRawPointer, Int, UInt32) -> Result)?
+    let hostUnregister: (@convention(c) (UnsafeMutableRawPointer) -> Result)?
     /// Between any two places; the driver knows where addresses lie.
     let copy: @convention(c) (UInt, UInt, Int, Pointer) -> Result
     let streamCreate: @convention(c) (UnsafeMutablePointer<Pointer>, UInt32) -> Result
@@ -67,6 +70,8 @@ struct Driver: Sendable {
         memoryFree = try library.symbol("cuMemFree_v2")
         hostAllocate = try library.symbol("cuMemHostAlloc")
         hostFree = try library.symbol("cuMemFreeHost")
+        hostRegister = try? library.symbol("cuMemHostRegister_v2")
+        hostUnregister = try? library.symbol("cuMemHostUnregister")
         copy = try library.symbol("cuMemcpyAsync")
         streamCreate = try library.symbol("cuStreamCreate")
         streamSynchronize = try library.symbol("cuStreamSynchronize")

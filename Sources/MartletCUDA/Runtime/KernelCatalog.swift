@@ -20,7 +20,7 @@ package enum KernelCatalog {
         let sizes = [256, 192, 128, 64], sharedBytes = architecture.sharedBytes
         let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
         let forward = sizes.flatMap { FlashShape.candidates(headSize: $0, architecture) }
-        let hopper = architecture.capability == 90 ? ["backward", "finish"] : []
+        let hopper = architecture.capability == 90 ? ["forward", "backward", "finish"] : []
         return hopper.map { KernelVariant("attention_sm90_\($0).cu") }
             + backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
             + forward.map { KernelVariant("attention_flash.cu", [KernelDefine("HEAD", $0.headSize)] + $0.defines) }
@@ -97,6 +97,9 @@ package enum KernelCatalog {
         ["elementwise.cu", "random.cu", "bias.cu", "cross_entropy.cu", "lora_pad.cu"].flatMap { file in
             halves.map { KernelVariant(file, [$0]) }
         } + ["copy.cu", "optimizer.cu", "reduce.cu"].map { KernelVariant($0) }
+            + [(1, 1), (1, 0), (0, 0)].map { half, result in
+                KernelVariant("product.cu", [KernelDefine("HALF", half), KernelDefine("PARAMETER_HALF", result)])
+            }
             // Frozen and trained weights of a model in bfloat16, and one in float32; an odd width.
             + [(1, 1, 2048), (1, 0, 2048), (0, 0, 2048), (1, 1, 49)].flatMap { half, parameter, width in
                 let storage = [KernelDefine("HALF", half), KernelDefine("PARAMETER_HALF", parameter)]

@@ -33,6 +33,9 @@ package struct OpCase: Sendable {
     /// The op, as the name begins.
     package var op: String { String(name.prefix { $0 != " " }) }
 
+    /// Whether the case's name begins with these words.
+    func isNamed(_ words: String) -> Bool { name == words || name.hasPrefix(words + " ") }
+
     package subscript(size: String) -> Int { sizes[size, default: 0] }
 
     /// The values of an input, empty where the case has no such input.

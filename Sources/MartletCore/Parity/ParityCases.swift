@@ -2,15 +2,17 @@ extension Parity {
     /// Every op: sizes that divide nothing, sizes that vector units and tensor cores like, one row, and none at all.
     package static let cases: [OpCase] = plain + projections + attention + routed + first
 
-    /// The cases of some ops, of all if none is named.
-    package static func cases(of ops: [String]) throws(MartletError) -> [OpCase] {
+    /// The cases whose names begin with the words of one of these, which may be an op alone; all if none is given.
+    package static func cases(named names: [String]) throws(MartletError) -> [OpCase] {
         let known = Set(cases.map(\.op)).sorted()
-        if let name = ops.first(where: { !known.contains($0) }) {
+        for name in names where !cases.contains(where: { $0.isNamed(name) }) {
             throw MartletError(
-                "there is no op '\(name)'", in: "--only", because: "the ops are \(known.joined(separator: ", "))",
+                "there is no op or case '\(name)'", in: "--only",
+                because: known.contains(String(name.prefix { $0 != " " }))
+                    ? "no case's name begins so" : "the ops are \(known.joined(separator: ", "))",
                 fix: closestMatch(to: name, among: known).map { "did you mean '\($0)'?" } ?? "name one of them")
         }
-        return ops.isEmpty ? cases : cases.filter { ops.contains($0.op) }
+        return names.isEmpty ? cases : cases.filter { one in names.contains { one.isNamed($0) } }
     }
 
     private static let plain: [OpCase] = [
@@ -73,6 +75,10 @@ extension Parity {
         ]
     }
 
+    private static func oneSpan(_ count: Int) -> [AttentionSpan] {
+        [AttentionSpan(queryStart: 0, queryCount: count, keyStart: 0, keyCount: count)]
+    }
+
     /// Sequences that all began earlier, which a tile of a step never has more than one of.
     private static let lateSpans = [
         AttentionSpan(queryStart: 0, queryCount: 100, keyStart: 0, keyCount: 333),
@@ -90,13 +96,13 @@ extension Parity {
         .attention(
             seed: 6, t: 256, u: 512, q: 4, g: 2, d: 64,
             spans: [AttentionSpan(queryStart: 0, queryCount: 256, keyStart: 0, keyCount: 512)]),
-        .attention(
-            seed: 7, t: 512, u: 512, q: 8, g: 2, d: 128,
-            spans: [AttentionSpan(queryStart: 0, queryCount: 512, keyStart: 0, keyCount: 512)]),
+        .attention(seed: 7, t: 512, u: 512, q: 8, g: 2, d: 128, spans: oneSpan(512)),
         .attention(seed: 5, t: 194, u: 450, q: 4, g: 4, d: 128, spans: spans(128, before: 256, 65)),
         .attention(seed: 8, t: 288, u: 714, q: 8, g: 2, d: 64, spans: lateSpans),
         .attention(seed: 10, t: 288, u: 714, q: 8, g: 1, d: 128, spans: lateSpans),
         .attention(seed: 9, t: 140, u: 16740, q: 2, g: 1, d: 64, spans: spans(97, before: 16600, 42)),
+        .attention(seed: 11, t: 193, u: 193, q: 2, g: 1, d: 128, spans: oneSpan(193)),
+        .attention(seed: 12, t: 193, u: 193, q: 2, g: 1, d: 64, spans: oneSpan(193)),
     ]
 
     private static let routed: [OpCase] = [

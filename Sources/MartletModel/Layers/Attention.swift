@@ -51,38 +51,34 @@ struct Attention {
             saved.key_TGD, weights.keyNorm, rope, tile.positions_T, into: rows.key_UGD.rows(tile.rows))
     }
 
-    /// Queries, and with them keys and values unless `rows` has them.
-    private func project(
-        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, into rows: KeyValueRows, saving saved: AttentionSaved,
-        hasKeys: Bool
+    /// Queries, and keys and values with them.
+    func project(
+        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, into rows: KeyValueRows, saving saved: AttentionSaved
     ) {
-        let query_TO = saved.query_TQD.flattened
-        guard !hasKeys else {
-            return backend.linear(x_TH, weights.query, firstRow: tile.firstRow, into: query_TO, adds: false)
-        }
         backend.linear(
             x_TH, [weights.query, weights.key, weights.value], firstRow: tile.firstRow,
-            into: [query_TO, saved.key_TGD.flattened, rows.value_UGD.rows(tile.rows).flattened])
+            into: [
+                saved.query_TQD.flattened, saved.key_TGD.flattened, rows.value_UGD.rows(tile.rows).flattened,
+            ])
         rotateKeys(weights, tile, into: rows, from: saved)
     }
 
-    /// y = residual + attention(x). `hasKeys`: `rows` holds the tile's keys and values; `hasOutput`: `saved` what attention
-    /// makes of them.
-    func forward(
-        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
-        residual_TH: Tensor, into y_TH: Tensor, saving saved: AttentionSaved, hasKeys: Bool, hasOutput: Bool
-    ) {
-        let output_TQD = saved.output.output_TQD
-        project(x_TH, weights, tile, into: rows, saving: saved, hasKeys: hasKeys)
-        if !hasOutput {
-            let rotated_TQD = saved.rotated_TQD ?? workspace.query_TQD.rows(0..<tile.count)
-            backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
-            backend.attention(
-                rotated_TQD, rows.key_UGD, rows.value_UGD, tile.spans, scale: scale,
-                into: output_TQD, logSumExp_TQ: saved.output.logSumExp_TQ)
-        }
+    /// Queries alone.
+    func projectQueries(_ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, saving saved: AttentionSaved) {
         backend.linear(
-            output_TQD.flattened, weights.output, firstRow: tile.firstRow, into: y_TH, residual_TO: residual_TH)
+            x_TH, weights.query, firstRow: tile.firstRow, into: saved.query_TQD.flattened, adds: false)
+    }
+
+    /// Attention of the tile's queries over the keys and values in `rows`.
+    func attend(
+        _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
+        saving saved: AttentionSaved
+    ) {
+        let rotated_TQD = saved.rotated_TQD ?? workspace.query_TQD.rows(0..<tile.count)
+        backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
+        backend.attention(
+            rotated_TQD, rows.key_UGD, rows.value_UGD, tile.spans, scale: scale,
+            into: saved.output.output_TQD, logSumExp_TQ: saved.output.logSumExp_TQ)
     }
 
     /// Tiles come in reverse order, so the gradients of this tile's keys and values are complete once its own queries

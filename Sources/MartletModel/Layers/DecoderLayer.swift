@@ -8,13 +8,25 @@ internal import MartletCore
 struct Tile {
     /// The tile's rows in the step, which are also its rows in the key/value buffer.
     var rows: Range<Int>
+    /// Which of the step's tiles, of how many.
+    var place: (number: Int, count: Int)
     var positions_T: Tensor
     var spans: [AttentionSpan]
-    /// Tiles come back in reverse order: the step's last one is the first to leave gradients.
-    var accumulation = Accumulation.later
 
     var count: Int { rows.count }
     var firstRow: Int { rows.lowerBound }
+    /// Tiles come back in reverse order: the step's last one is the first to leave gradients.
+    var accumulation: Accumulation { place.number == place.count - 1 ? .first : .later }
+    /// The how many-th tile it is in `layer`, those of the layers before counted.
+    func turn(layer: Int) -> Int { layer * place.count + place.number }
+}
+
+/// What need not be made again before a tile's backward pass.
+struct Restored {
+    /// Attention's output.
+    var output: Bool
+    /// All that the second half left, and what enters it.
+    var feedForward: Bool
 }
 
 /// What one layer leaves of a tile for its backward pass.
@@ -45,19 +57,40 @@ struct DecoderLayer {
     let feedForward: FeedForward
     let epsilon: Float
 
-    /// Overwrites `y_TH`; nil when only `saved` is wanted (to be recomputed before the backward pass). `hasKeys` and
-    /// `hasOutput`: keys and values, and attention's output, are there.
+    /// Overwrites `y_TH`.
     func forward(
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
-        into y_TH: Tensor?, saving saved: LayerSaved, hasKeys: Bool = false, hasOutput: Bool = false
+        into y_TH: Tensor, saving saved: LayerSaved
     ) {
-        let shared_TH = workspace.normed_TH.rows(0..<tile.count), weights = weights.keeping(saved.low)
-        let first_TH = saved.normed?.first_TH ?? shared_TH, second_TH = saved.normed?.second_TH ?? shared_TH
+        let weights = weights.keeping(saved.low)
+        let first_TH = saved.normed?.first_TH ?? workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: epsilon, into: first_TH)
-        attention.forward(
-            first_TH, weights, tile, rows, workspace, residual_TH: x_TH, into: saved.middle_TH,
-            saving: saved.attention, hasKeys: hasKeys, hasOutput: hasOutput)
+        attention.project(first_TH, weights, tile, into: rows, saving: saved.attention)
+        attention.attend(weights, tile, rows, workspace, saving: saved.attention)
+        finish(x_TH, weights, tile, workspace, into: y_TH, saving: saved)
+    }
 
+    /// Makes again what `saved` lacks but `restored`: keys and values of the tile are there.
+    func restore(
+        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ rows: KeyValueRows, _ workspace: Workspace,
+        _ saved: LayerSaved, _ restored: Restored
+    ) {
+        let first_TH = workspace.normed_TH.rows(0..<tile.count), weights = weights.keeping(saved.low)
+        backend.rmsNorm(x_TH, weights.inputNorm.weight_H, epsilon: epsilon, into: first_TH)
+        attention.projectQueries(first_TH, weights, tile, saving: saved.attention)
+        if !restored.output { attention.attend(weights, tile, rows, workspace, saving: saved.attention) }
+        if !restored.feedForward { finish(x_TH, weights, tile, workspace, into: nil, saving: saved) }
+    }
+
+    /// What follows attention; with `y_TH` nil only what the backward pass needs.
+    private func finish(
+        _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ workspace: Workspace, into y_TH: Tensor?,
+        saving saved: LayerSaved
+    ) {
+        backend.linear(
+            saved.attention.output.output_TQD.flattened, weights.output, firstRow: tile.firstRow,
+            into: saved.middle_TH, residual_TO: x_TH)
+        let second_TH = saved.normed?.second_TH ?? workspace.normed_TH.rows(0..<tile.count)
         backend.rmsNorm(saved.middle_TH, weights.postAttentionNorm.weight_H, epsilon: epsilon, into: second_TH)
         feedForward.forward(
             second_TH, weights, tile, workspace, residual_TH: saved.middle_TH, into: y_TH, saving: saved.feedForward)

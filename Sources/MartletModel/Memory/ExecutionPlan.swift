@@ -17,6 +17,8 @@ package struct ExecutionPlan: Sendable, Equatable {
     package var hiddenOut = false
     /// So does attention's output, of the layers that do not keep it.
     package var outputsOut = false
+    /// So does what the second half of a layer leaves, of this-many tiles of the layers that do not keep it, evenly spread.
+    package var tilesOut = 0
     /// The first this-many layers' optimizer state lives in host memory, where the optimizer reads and writes it.
     package var stateLayersOut = 0
     /// The first this-many layers' gradients go to host memory, where the optimizer reads them.
@@ -45,10 +47,17 @@ package struct ExecutionPlan: Sendable, Equatable {
         let outputs = min(keptOutputs, layers) - keptLayers
         let kept = "\(keptLayers) of \(layers) layers keep activations"
         if keptLayers == layers { return kept + (keepsEverything ? " and what norms and rotations give" : "") }
+        let tiles =
+            tilesOut > 0
+            ? ", and what follows it of \(tilesOut) of \(tileCount(layers: layers)) tiles in host memory" : ""
         if outputsOut {
             let out = layers - keptLayers - max(0, outputs)
-            return kept + ", the others attention's output, \(out) of them in host memory"
+            return kept + ", the others attention's output, \(out) of them in host memory" + tiles
         }
         return kept + (outputs > 0 ? ", \(outputs) attention's output only" : "") + ", others recompute what they need"
+            + tiles
     }
+
+    /// Tiles of all layers that do not keep activations.
+    func tileCount(layers: Int) -> Int { (layers - keptLayers) * tileCount }
 }

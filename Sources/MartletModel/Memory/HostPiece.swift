@@ -10,10 +10,15 @@ struct HostPiece {
     init(home: Tensor, slot: Tensor, isMeasuring: Bool) {
         self.home = home
         self.slot = slot
-        func arena(_ tensor: Tensor) -> Arena {
-            Arena(base: isMeasuring ? nil : tensor.address, capacity: tensor.byteCount, release: {})
-        }
-        (homeArena, slotArena) = (arena(home), arena(slot))
+        homeArena = Arena(viewing: home, isMeasuring: isMeasuring)
+        slotArena = Arena(viewing: slot, isMeasuring: isMeasuring)
+    }
+}
+
+extension Arena {
+    /// Over memory that was carved already.
+    convenience init(viewing tensor: Tensor, isMeasuring: Bool) {
+        self.init(base: isMeasuring ? nil : tensor.address, capacity: tensor.byteCount, release: {})
     }
 }
 

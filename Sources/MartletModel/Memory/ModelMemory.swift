@@ -25,6 +25,11 @@ final class ModelMemory {
     let keyValueRows: [KeyValueRows]
     /// The gradients of both, one behind the other.
     let dkeyValues_2UGD: Tensor?
+    /// The down projections' skinny products, one a layer: their backward pass reads what the forward pass made, and a layer that
+    /// recomputes has no down projection. Of each token its rows side by side.
+    let downLow: LayerTensors
+    /// Of the adapters whose products are kept; 0: none.
+    let lowRank: Int
     /// One a kept layer, by layer.
     let kept: [Int: SavedActivations]
     /// Of the whole step, one a layer that recomputes the rest.
@@ -32,8 +37,8 @@ final class ModelMemory {
     /// Of the layers before those, where attention's output waits in host memory: the first `outputLayersOut`.
     let outputsOut: LayerTensors
     let outputLayersOut: Int
-    /// Shared by the other layers, by whether the layer is sparse.
-    let recomputed: [Bool: SavedActivations]
+    /// Of the layers that do not keep.
+    let tiles: TileMemory
     let workspace: Workspace
     /// Room for logits that are read back.
     let logits_TV: Tensor
@@ -72,7 +77,7 @@ final class ModelMemory {
         // Without a backward pass two are enough; the loss uses the last one up at once.
         hidden = LayerTensors(
             [([T, c.hiddenSize], dtype)], slots: settings.trains && !plan.hiddenOut ? L + 1 : 2,
-            homes: plan.hiddenOut ? L : 0, for: .hidden, backend, in: memory)
+            homes: plan.hiddenOut ? L : 0, of: L, for: .hidden, backend, in: memory)
         dhidden_TH = settings.trains ? arena.carve([T, c.hiddenSize], dtype, for: .hidden) : nil
         func carveRows(_ row: Arena.Row) -> KeyValueRows {
             KeyValueRows(
@@ -82,40 +87,31 @@ final class ModelMemory {
         dkeyValues_2UGD = settings.trains ? arena.carve([2, T, G, D], dtype, for: .workspace) : nil
 
         let lowRank = backend.keepsLowProducts && settings.trains ? settings.adapter?.rank ?? 0 : 0
-        let tableCount = c.experts.map {
-            backend.routingTableCount(rows: plan.tileTokens * $0.expertsPerToken, experts: $0.expertCount)
-        }
-        let keptLayers = (L - plan.keptLayers)..<L
+        self.lowRank = lowRank
+        let lowShape = Shape([T, lowRank * (c.isSparse.map { c.routes(isSparse: $0) }.max() ?? 0)])
+        downLow = LayerTensors(
+            lowRank > 0 ? [(lowShape, dtype)] : [], slots: plan.hiddenOut ? 2 : L, homes: plan.hiddenOut ? L : 0, of: L,
+            for: plan.hiddenOut ? .hidden : .kept, backend, in: memory)
+        let firstKept = L - plan.keptLayers, firstOutput = L - max(plan.keptOutputs, plan.keptLayers)
+        let tableCount = c.routingTableCount(plan, backend)
         kept = Dictionary(
-            uniqueKeysWithValues: keptLayers.map {
+            uniqueKeysWithValues: (firstKept..<L).map {
                 (
                     $0,
                     SavedActivations(
-                        c, isSparse: c.isSparse[$0], plan: plan, keeps: true, keyRows: T, rank: lowRank,
-                        tableCount: tableCount ?? 0, in: arena, dtype)
+                        keeping: c, isSparse: c.isSparse[$0], plan, rank: lowRank, tableCount: tableCount, in: arena,
+                        dtype)
                 )
             })
         keptOutputs = Dictionary(
-            uniqueKeysWithValues: (L - max(plan.keptOutputs, plan.keptLayers)..<keptLayers.lowerBound).map {
-                let output_TQD = arena.carve([T, c.queryHeadCount, D], dtype, for: .kept)
-                let logSumExp_TQ = arena.carve([T, c.queryHeadCount], for: .kept)
-                return ($0, AttentionOutput(output_TQD: output_TQD, logSumExp_TQ: logSumExp_TQ))
+            uniqueKeysWithValues: (firstOutput..<firstKept).map {
+                ($0, AttentionOutput(c, rows: T, in: arena, for: .kept, dtype))
             })
-        outputLayersOut = plan.outputsOut ? L - max(plan.keptOutputs, plan.keptLayers) : 0
+        outputLayersOut = plan.outputsOut ? firstOutput : 0
         outputsOut = LayerTensors(
             [([T, c.queryHeadCount, D], dtype), ([T, c.queryHeadCount], .float32)], slots: min(2, outputLayersOut),
-            homes: outputLayersOut, for: .kept, backend, in: memory)
-        let kinds = Set((0..<L).filter { !keptLayers.contains($0) }.map { c.isSparse[$0] })
-        recomputed = Dictionary(
-            uniqueKeysWithValues: [true, false].filter(kinds.contains).map {
-                let keyRows = settings.trains ? T : plan.tileTokens
-                return (
-                    $0,
-                    SavedActivations(
-                        c, isSparse: $0, plan: plan, keeps: false, keyRows: keyRows, tableCount: tableCount ?? 0,
-                        in: arena, dtype)
-                )
-            })
+            homes: outputLayersOut, of: outputLayersOut, for: .kept, backend, in: memory)
+        tiles = TileMemory(c, settings, plan, rank: lowRank, backend, in: memory)
         workspace = Workspace(c, tile: plan.tileTokens, trains: settings.trains, in: arena, dtype)
         logits_TV = arena.carve([plan.logitRows, c.vocabularyCount], dtype, for: .workspace)
         backend.reserveScratch(for: c.scratchShapes(plan, settings), in: arena)
@@ -144,6 +140,9 @@ final class ModelMemory {
 }
 
 extension ModelConfiguration {
+    /// Rows of a layer's feed-forward half for each token.
+    func routes(isSparse: Bool) -> Int { isSparse ? experts?.expertsPerToken ?? 0 : 1 }
+
     func scratchShapes(_ plan: ExecutionPlan, _ settings: ModelSettings) -> ScratchShapes {
         var shapes = ScratchShapes()
         shapes.tokens = plan.tileTokens

@@ -1,4 +1,7 @@
+import Glibc
 package import MartletCore
+
+private let testBus = getenv("TEST_BUS").flatMap { Double(String(cString: $0)) } ?? 9.5e-5
 
 /// Chooses an execution plan for the memory at hand.
 package struct Planner {
@@ -15,9 +18,10 @@ package struct Planner {
     /// A plan within `limit` bytes, and `hostLimit` bytes of host memory beside the device's (0: the device has no other).
     ///
     /// Free memory is spent on keeping activations, then on keeping decoded weights (the other way round where weights come
-    /// over a bus). Too little is answered in the order of what it costs: activations are recomputed, tiles are halved as
-    /// long as that is cheap, hidden states and attention's outputs wait in host memory, optimizer state and then gradients
-    /// live there, of as few layers as suffice, ops make do with less for temporaries, and tiles become smaller still.
+    /// over a bus). Too little is answered in the order of what it costs: hidden states, attention's outputs and, as far as the
+    /// bus has time, what follows attention wait in host memory, and what does not is recomputed; gradients and then optimizer
+    /// state live there, tiles are halved as long as that is cheap, ops make do with less for temporaries, and tiles become
+    /// smaller still.
     package func plan(
         stepTokens: Int, maximumLength: Int, tileTokens: Int? = nil, logitRows: Int = 0, limit: Int, hostLimit: Int = 0
     ) throws(MartletError) -> ExecutionPlan {
@@ -78,6 +82,8 @@ package struct Planner {
     package func byteCount(_ plan: ExecutionPlan) -> Int { measure(plan).device.byteCount }
     /// Bytes of host memory beside that.
     package func hostByteCount(_ plan: ExecutionPlan) -> Int { measure(plan).host.byteCount }
+
+    fileprivate func hostMemory(_ plan: ExecutionPlan) -> Arena { measure(plan).host }
 
     private func measure(_ plan: ExecutionPlan) -> Memory {
         let memory = Memory.measuring()
@@ -143,6 +149,21 @@ package struct Planner {
     }
 }
 
+extension ModelConfiguration {
+    /// Multiplications and additions of all layers' forward pass over a step.
+    fileprivate func forwardOperations(_ plan: ExecutionPlan) -> Double {
+        let T = Double(plan.stepTokens), sequence = Double(min(plan.maximumLength, plan.stepTokens))
+        let met = (0..<layerCount).reduce(0.0) { sum, layer in
+            layerWeights(layer).reduce(sum) { sum, weight in
+                let shape = shape(of: weight)
+                let share = weight.isExperts ? experts?.expertsPerToken ?? 0 : 1
+                return weight.isNorm ? sum : sum + Double(shape[-1] * shape[-2] * share)
+            }
+        }
+        return 2 * T * (met + Double(layerCount * queryHeadCount * headSize) * sequence)
+    }
+}
+
 /// The memory that a plan has to fit into.
 private struct Room {
     let planner: Planner
@@ -154,6 +175,10 @@ private struct Room {
     /// waits in host memory comes cheaper.
     private static let cheapTile = 8192
 
+    /// Bytes that go to host memory in the time of one operation of a forward pass: 55 GB/s for some 550 TFLOP/s of an H200, with
+    /// a twentieth to spare. Of other GPUs the ratio is much the same.
+    private static let busBytesPerOperation = 9.5e-5
+
     private var layers: Int { planner.configuration.layerCount }
 
     private func fits(_ plan: ExecutionPlan) -> Bool {
@@ -163,28 +188,47 @@ private struct Room {
     /// The plan with what it takes to make it fit, least cost first; nil where nothing does.
     func fitting(_ plan: ExecutionPlan, halvesTiles: Bool, outputsLeave: Bool) -> ExecutionPlan? {
         var plan = plan
-        func halve(downTo smallest: Int) {
-            while !fits(plan), halvesTiles, plan.tileTokens > smallest {
-                plan.tileTokens = max(plan.tileTokens / 2, smallest)
-            }
-        }
-        halve(downTo: min(plan.tileTokens, Room.cheapTile))
         if hostLimit > 0, !fits(everythingKept(plan)) {
             plan = moving(plan, \.hiddenOut)
             // Of short sequences an output is made again in the time that it takes to bring it.
             let isLong = plan.maximumLength >= planner.configuration.hiddenSize
             if outputsLeave, isLong { plan = moving(plan, \.outputsOut) }
         }
-        if fits(plan) { return plan }
-        // All the way down first: then of as few layers as suffice. An update hides behind the forward pass; attention's
-        // backward pass in parts does not (a third longer at 4096 tokens).
-        if hostLimit > 0 { (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers) }
-        if !fits(plan) { plan.room = .scant }
-        // Small tiles cost more than making outputs again.
-        if !plan.outputsOut { halve(downTo: Room.smallestTile) }
+        for tilesLeave in [true, false] {
+            var candidate = plan
+            if tilesLeave {
+                // How many is known when all else is.
+                candidate.tilesOut = min(1, sendingTiles(plan).tilesOut)
+                guard candidate.tilesOut > 0 else { continue }
+            }
+            if let fitting = fitting(candidate, halvesTiles, downTo: Room.cheapTile) { return fitting }
+            guard !tilesLeave else { continue }
+            // What an update needs hides behind the forward pass; attention's backward pass in parts does not (a third longer
+            // at 4096 tokens).
+            candidate.room = .scant
+            // Small tiles cost more than making outputs again.
+            return fitting(candidate, halvesTiles, downTo: plan.outputsOut ? Room.cheapTile : Room.smallestTile)
+        }
+        return nil
+    }
+
+    /// The plan with optimizer state and gradients in host memory, of as few layers as suffice, and tiles halved if that is not
+    /// enough.
+    private func fitting(_ plan: ExecutionPlan, _ halvesTiles: Bool, downTo smallest: Int) -> ExecutionPlan? {
+        var plan = plan
+        // Gradients first: they leave during the backward pass, when the bus has time.
+        if hostLimit > 0 {
+            for key in [\ExecutionPlan.gradientLayersOut, \.stateLayersOut] where !fits(plan) {
+                plan[keyPath: key] = layers
+            }
+        }
+        while !fits(plan), halvesTiles, plan.tileTokens > smallest {
+            plan.tileTokens = max(plan.tileTokens / 2, smallest)
+        }
         guard fits(plan) else { return nil }
-        plan.gradientLayersOut = fewest(plan, \.gradientLayersOut)
         plan.stateLayersOut = fewest(plan, \.stateLayersOut)
+        // Where the bus has time to carry tiles, it has for gradients, and memory is worth more.
+        if plan.tilesOut == 0 { plan.gradientLayersOut = fewest(plan, \.gradientLayersOut) }
         return plan
     }
 
@@ -209,6 +253,8 @@ private struct Room {
             }
             plan = most(plan, \.keptLayers)
             plan = most(plan, \.keptOutputs)
+            // Of what is kept nothing leaves.
+            if plan.tilesOut > 0 { plan = sendingTiles(plan) }
         }
         var resident = plan
         resident.keepsWeights = true
@@ -245,6 +291,21 @@ private struct Room {
             return planner.byteCount(candidate) <= limit
         }
         return fits(moved) ? moved : plan
+    }
+
+    /// The plan with as many tiles in host memory as the bus carries there behind the forward pass, beside what it carries
+    /// anyway: to wait for the bus takes longer than to make them again.
+    private func sendingTiles(_ plan: ExecutionPlan) -> ExecutionPlan {
+        var moved = plan
+        moved.tilesOut = 0
+        guard hostLimit > 0, plan.hiddenOut, plan.keptLayers < layers else { return moved }
+        let host = planner.hostMemory(moved), work = planner.configuration.forwardOperations(plan)
+        moved.tilesOut = 1
+        let piece = planner.hostMemory(moved).byteCount - host.byteCount
+        let bus = Int(work * Room.busBytesPerOperation) - (host.byteCount - host.byteCount(of: .gradients))
+        let most = min(bus, hostLimit / 4 * 3 - host.byteCount) / piece
+        moved.tilesOut = max(0, min(most, plan.tileCount(layers: layers)))
+        return moved
     }
 
     private func everythingKept(_ plan: ExecutionPlan) -> ExecutionPlan {

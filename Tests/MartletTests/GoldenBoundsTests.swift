@@ -1,0 +1,85 @@
+import Foundation
+import MartletCPU
+import MartletCore
+import MartletTestSupport
+import Testing
+
+@testable import Martlet
+
+/// What `doctor --goldens` lets pass in 16 bits, tried on the CPU backend's float32 numbers.
+@Suite struct GoldenBoundsTests {
+    private let home: TemporaryFolder
+
+    /// A copy of a golden, in which transformers are said to lose all.
+    init() throws {
+        home = try TemporaryFolder()
+        let tests = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        let golden = tests.appending(path: "ModelTests/ModelGoldens/moe_rslora").path
+        try FileManager.default.copyItem(atPath: golden, toPath: home.file("golden"))
+        let groups = ["logits", "packed", "adapted logits", "adapter's gradients", "all gradients"]
+        try JSONEncoder().encode(Dictionary(uniqueKeysWithValues: groups.map { ($0, 1.0) }))
+            .write(to: URL(filePath: home.file("golden/bfloat16.json")))
+    }
+
+    private func unsound(_ dtype: DType) throws -> [String] {
+        try Golden(folder: home.file("golden"), on: CPUBackend(threads: 1), judgedAs: dtype).distances()
+            .filter { !$0.isSound }.map(\.name)
+    }
+
+    /// Multiplies every tensor of a safetensors file whose name has `part` in it.
+    private func scale(_ part: String, of file: String, by factor: Float) throws {
+        let path = home.file("golden/\(file)"), url = URL(filePath: path)
+        var bytes = [UInt8](try Data(contentsOf: url))
+        let start = 8 + bytes.prefix(8).enumerated().reduce(0) { $0 + Int($1.element) << (8 * $1.offset) }
+        let header = try JSONSerialization.jsonObject(with: Data(bytes[8..<start])) as? [String: Any] ?? [:]
+        var found = 0
+        for (name, entry) in header where name.contains(part) {
+            guard let entry = entry as? [String: Any], let place = entry["data_offsets"] as? [Int] else { continue }
+            found += 1
+            let width = entry["dtype"] as? String == "BF16" ? 2 : 4
+            // The upper half of a float32 is a bfloat16.
+            for at in stride(from: start + place[0] + width - 2, to: start + place[1], by: width) {
+                let value = factor * Float(bfloat16Bits: UInt16(bytes[at]) | UInt16(bytes[at + 1]) << 8)
+                (bytes[at], bytes[at + 1]) = (UInt8(value.bfloat16Bits & 255), UInt8(value.bfloat16Bits >> 8))
+            }
+        }
+        #expect(found > 0, "\(file) has no tensor like \(part)")
+        try Data(bytes).write(to: url)
+    }
+
+    @Test func whatTransformersLoseCountsUpToTwiceTheBound() throws {
+        let folder = try TemporaryFolder()
+        try Data(#"{"logits": 0.031, "loss": 0.0001, "packed": 0.9}"#.utf8).write(
+            to: URL(filePath: folder.file("bfloat16.json")))
+        func bound(_ name: String, _ dtype: DType) throws -> Double {
+            try GoldenBounds(folder: folder.path, dtype: dtype).distance(name, 0, half: 0.02, whole: 1e-4).bound
+        }
+        #expect(try bound("logits", .bfloat16) == 0.031)
+        #expect(try bound("loss", .bfloat16) == 0.02)
+        #expect(try bound("packed", .bfloat16) == 0.04)
+        #expect(try bound("adapted logits", .bfloat16) == 0.02)
+        #expect(try bound("logits", .float16) == 0.005)
+        #expect(try bound("logits", .float32) == 1e-4)
+    }
+
+    @Test func theRightNumbersPass() throws {
+        #expect(try unsound(.bfloat16).isEmpty)
+        #expect(try unsound(.float16).isEmpty)
+    }
+
+    @Test func anAdapterOfZerosIsFoundOut() throws {
+        try scale("lora_B", of: "adapter/adapter_model.safetensors", by: 0)
+        let found = try unsound(.bfloat16)
+        #expect(found.contains("adapted logits") && found.contains("adapter's gradients"), "\(found)")
+        #expect(!found.contains("logits"), "\(found)")
+    }
+
+    @Test(arguments: [
+        "layers.0.self_attn.v_proj", "layers.1.mlp.experts.2.up_proj", "layers.1.mlp.gate.weight", "q_norm",
+    ])
+    func aPerturbedWeightIsFoundOut(_ name: String) throws {
+        try scale(name, of: "model.safetensors", by: 1.5)
+        let found = try unsound(.bfloat16)
+        #expect(found.contains("all gradients"), "\(found)")
+    }
+}
