@@ -131,7 +131,7 @@ class Attention:
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
         key_sums = nan(items, shares, 4, 128, 64) if parts > 1 else None
-        count = 1 + tiles * self.Q + items * shares
+        count = 1 + 2 * (tiles * self.Q + items * shares)
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         maps = (self.rows(self.q, self.Q, 64), self.rows(self.k, self.G, 128), self.rows(self.v, self.G, 128),
                 self.rows(self.dout, self.Q, 64))
@@ -140,7 +140,7 @@ class Attention:
             around("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
             module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv, sums,
-                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
+                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=231168)
             around("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
                    self.dq, self.dk, self.dv, len(works), shares, self.T, self.Q, self.G, self.scale)
         return launch

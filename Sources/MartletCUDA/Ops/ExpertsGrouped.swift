@@ -137,14 +137,13 @@ struct GroupedExperts {
     }
 
     /// Whether a mode makes its adapter's skinny product on the way, on Hopper: a launch less and no second reading of its rows,
-    /// but more work for the tensor cores, which tells where there are many rows (lab log).
+    /// but more work for the tensor cores, which tells in the down projection where there are many rows (lab log).
     private func makesLow(_ mode: Mode) -> Bool {
         guard path == .hopper, size.a == GroupedExperts.lowRank else { return false }
         let rows = size.r / size.e
         return switch mode {
-        case .up: true
+        case .up, .dact: true
         case .down: rows < 384
-        case .dact: rows < 192
         case .dx: false
         }
     }

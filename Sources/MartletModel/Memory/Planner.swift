@@ -201,7 +201,12 @@ private struct Room {
                 candidate.tilesOut = min(1, sendingTiles(plan).tilesOut)
                 guard candidate.tilesOut > 0 else { continue }
             }
-            if let fitting = fitting(candidate, halvesTiles, downTo: Room.cheapTile) { return fitting }
+            // A few are not worth their places on the device; and state that had to leave, too, takes the bus's time.
+            if let fitting = fitting(candidate, halvesTiles, downTo: Room.cheapTile),
+                !tilesLeave || sendingTiles(fitting).tilesOut > layers / 4
+            {
+                return fitting
+            }
             guard !tilesLeave else { continue }
             // What an update needs hides behind the forward pass; attention's backward pass in parts does not (a third longer
             // at 4096 tokens).
@@ -251,9 +256,11 @@ private struct Room {
             if plan.maximumLength >= 2 * planner.configuration.hiddenSize, !plan.outputsOut {
                 plan = movingOtherOutputs(most(plan, \.keptOutputs))
             }
-            plan = most(plan, \.keptLayers)
-            plan = most(plan, \.keptOutputs)
-            // Of what is kept nothing leaves.
+            var staying = plan
+            staying.tilesOut = 0
+            // Where the places of tiles that leave would have room for the last layers' activations, none leaves.
+            if most(staying, \.keptLayers).keptLayers == layers { plan = staying }
+            plan = most(most(plan, \.keptLayers), \.keptOutputs)
             if plan.tilesOut > 0 { plan = sendingTiles(plan) }
         }
         var resident = plan
@@ -304,7 +311,7 @@ private struct Room {
         let piece = planner.hostMemory(moved).byteCount - host.byteCount
         let bus = Int(work * Room.busBytesPerOperation) - (host.byteCount - host.byteCount(of: .gradients))
         let most = min(bus, hostLimit / 4 * 3 - host.byteCount) / piece
-        moved.tilesOut = max(0, min(most, plan.tileCount(layers: layers)))
+        moved.tilesOut = max(0, min(most, plan.tileCount(layers: layers) - TileMemory.slotCount))
         return moved
     }
 

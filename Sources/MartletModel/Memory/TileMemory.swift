@@ -11,7 +11,7 @@ struct TileMemory {
 
     /// Where tiles leave: one that is computed with, one on its way, and one more, since early tiles of a sequence are done sooner
     /// than the bus is (simulated at 32,768 tokens: with two the forward pass waits 60 ms of 1100, with three not at all).
-    private static let slotCount = 3
+    static let slotCount = 3
 
     init(
         _ c: ModelConfiguration, _ settings: ModelSettings, _ plan: ExecutionPlan, rank: Int, _ backend: any Backend,
@@ -30,8 +30,10 @@ struct TileMemory {
                 return measure.byteCount
             }.max() ?? 0
         let slotCount = leaves ? TileMemory.slotCount : 1
+        // The last ones stay where they are until the backward pass begins.
         let turns = LayerTensors(
-            [([byteCount], .uint8)], slots: slotCount, homes: plan.tilesOut, of: plan.tileCount(layers: c.layerCount),
+            [([byteCount], .uint8)], slots: slotCount, homes: plan.tilesOut,
+            of: max(plan.tilesOut, plan.tileCount(layers: c.layerCount) - slotCount),
             for: leaves ? .kept : .workspace, backend, in: memory)
         self.turns = turns
         activations = Dictionary(
