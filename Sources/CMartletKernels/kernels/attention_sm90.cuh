@@ -10,59 +10,62 @@ constexpr int queries = 64;
 /// 64 columns of a tile; all boxes of the tensor copies are so wide.
 constexpr int key_box = keys * 128;
 constexpr int query_box = queries * 128;
+/// Steps whose queries are in shared memory.
+constexpr int stages = 3;
 
 // MARK: Shared memory
 
 constexpr int k_at = 0;
 constexpr int v_at = k_at + 2 * key_box;
-/// Queries and their gradients, of two steps.
+/// Queries and their gradients.
 constexpr int stages_at = v_at + 2 * key_box;
 constexpr int stage_bytes = 4 * query_box;
 /// dS [queries, keys]: two, so that a warpgroup may be a step ahead.
-constexpr int scores_at = stages_at + 2 * stage_bytes;
+constexpr int scores_at = stages_at + stages * stage_bytes;
+/// dS [queries, keys] of two steps.
 constexpr int score_bytes = queries * keys * 2;
-/// dq [queries, 128] in float: two.
 constexpr int sums_at = scores_at + 2 * score_bytes;
-constexpr int sum_bytes = queries * head_size * 4;
+/// 64 columns of dq, or of 64 rows of dk or dv, in float: one tile for each warpgroup.
+constexpr int sum_bytes = queries * 64 * 4;
 /// lse and delta of a stage's queries.
 constexpr int statistics_at = sums_at + 2 * sum_bytes;
 constexpr int statistic_bytes = 2 * queries * 4;
-constexpr int items_at = statistics_at + 2 * statistic_bytes;
+constexpr int items_at = statistics_at + stages * statistic_bytes;
 constexpr int item_bytes = 64;
 constexpr int barriers_at = items_at + 2 * item_bytes;
-static_assert(barriers_at + 14 * 8 <= 230784, "the launch's dynamic shared memory");
+static_assert(barriers_at + (10 + 2 * stages) * 8 <= 231168, "the launch's dynamic shared memory");
 
-/// Places and barriers in shared memory; `i` counts a block's items, steps or tiles of sums from its start.
+/// Places and barriers in shared memory; `i` counts a block's items or steps from its start. Each warpgroup has its tile of sums.
 struct Shared {
     u32 base;
 
-    __device__ __forceinline__ u32 stage(u32 i) const { return base + stages_at + i % 2 * stage_bytes; }
-    __device__ __forceinline__ u32 statistics(u32 i) const { return base + statistics_at + i % 2 * statistic_bytes; }
+    __device__ __forceinline__ u32 stage(u32 i) const { return base + stages_at + i % stages * stage_bytes; }
+    __device__ __forceinline__ u32 statistics(u32 i) const { return base + statistics_at + i % stages * statistic_bytes; }
     __device__ __forceinline__ u32 scores(u32 i) const { return base + scores_at + i % 2 * score_bytes; }
-    __device__ __forceinline__ u32 sums(u32 i) const { return base + sums_at + i % 2 * sum_bytes; }
+    __device__ __forceinline__ u32 sums(int group) const { return base + sums_at + group * sum_bytes; }
     __device__ __forceinline__ u32 item(u32 i) const { return base + items_at + i % 2 * item_bytes; }
     __device__ __forceinline__ u32 barrier(int i) const { return base + barriers_at + 8 * i; }
-    __device__ __forceinline__ u32 stage_full(u32 i) const { return barrier(i % 2); }
-    __device__ __forceinline__ u32 stage_empty(u32 i) const { return barrier(2 + i % 2); }
-    __device__ __forceinline__ u32 sums_full(u32 i) const { return barrier(4 + i % 2); }
-    __device__ __forceinline__ u32 sums_empty(u32 i) const { return barrier(6 + i % 2); }
-    __device__ __forceinline__ u32 item_full(u32 i) const { return barrier(8 + i % 2); }
-    __device__ __forceinline__ u32 item_empty(u32 i) const { return barrier(10 + i % 2); }
-    __device__ __forceinline__ u32 keys_full() const { return barrier(12); }
-    __device__ __forceinline__ u32 keys_empty() const { return barrier(13); }
+    __device__ __forceinline__ u32 item_full(u32 i) const { return barrier(i % 2); }
+    __device__ __forceinline__ u32 item_empty(u32 i) const { return barrier(2 + i % 2); }
+    __device__ __forceinline__ u32 keys_full() const { return barrier(4); }
+    __device__ __forceinline__ u32 keys_empty() const { return barrier(5); }
+    __device__ __forceinline__ u32 sums_full(int group) const { return barrier(6 + group); }
+    __device__ __forceinline__ u32 sums_empty(int group) const { return barrier(8 + group); }
+    __device__ __forceinline__ u32 stage_full(u32 i) const { return barrier(10 + i % stages); }
+    __device__ __forceinline__ u32 stage_empty(u32 i) const { return barrier(10 + stages + i % stages); }
 
     __device__ __forceinline__ void start() const {
         for (int i = 0; i < 2; ++i) {
-            barrier_init(stage_full(i), 33), barrier_init(stage_empty(i), 2);
-            barrier_init(sums_full(i), 8), barrier_init(sums_empty(i), 1);
-            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 9);
+            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 10);
+            barrier_init(sums_full(i), 4), barrier_init(sums_empty(i), 1);
         }
+        for (int i = 0; i < stages; ++i) barrier_init(stage_full(i), 33), barrier_init(stage_empty(i), 2);
         barrier_init(keys_full(), 1), barrier_init(keys_empty(), 2);
         barrier_init_fence();
     }
 };
-/// The parity of the barrier of the `i`th of what has two places; who waits for the place to be empty waits for the other one.
-__device__ __forceinline__ u32 phase(u32 i) { return i / 2 % 2; }
+/// The parity of the barrier of the `i`th of what has `places` places; who waits for the place to be empty waits for the other one.
+template <int places> __device__ __forceinline__ u32 phase(u32 i) { return i / places % 2; }
 
 // MARK: Work
 
@@ -132,6 +135,9 @@ struct Step {
 
 // MARK: Products
 
+/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business.
+__device__ __forceinline__ u32 low_operand(u32 address, u32 leading = 16) { return address >> 4 | leading >> 4 << 16; }
+
 #define PLACES(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define PLACES_16(i) PLACES(i), PLACES(i + 4), PLACES(i + 8), PLACES(i + 12)
 #define NAMES_32 \
@@ -142,19 +148,20 @@ struct Step {
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 /// d[64 x 64] (+)= a[64 x 16] b[16 x 64]; a has K inside, b has N inside if `b_transposed`.
-template <bool b_transposed, bool accumulates> __device__ __forceinline__ void multiply(float (&d)[32], u64 a, u64 b) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32 "}, %32, %33, p, 1, 1, 0, %35;\n}"
+template <bool b_transposed, bool accumulates> __device__ __forceinline__ void multiply(float (&d)[32], u32 a, u32 b) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %34, 0;\n"
+                 "mov.b64 a, {%32, 0x40000040};\nmov.b64 b, {%33, 0x40000040};\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32 "}, a, b, p, 1, 1, 0, %35;\n}"
                  : PLACES_16(0), PLACES_16(16)
-                 : "l"(a), "l"(b), "n"(accumulates ? 1 : 0), "n"(b_transposed ? 1 : 0));
+                 : "r"(a), "r"(b), "n"(accumulates ? 1 : 0), "n"(b_transposed ? 1 : 0));
 }
 /// d[64 x 128] += a[64 x 16] b[16 x 128]; a stands in registers, b has N inside.
-__device__ __forceinline__ void multiply(float (&d)[64], const u32* a, u64 b) {
-    asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"
+__device__ __forceinline__ void multiply(float (&d)[64], const u32* a, u32 b) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 b;\nsetp.eq.u32 p, 0, 0;\nmov.b64 b, {%68, 0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_64 "}, "
-                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
+                 "{%64, %65, %66, %67}, b, p, 1, 1, 1;\n}"
                  : PLACES_16(0), PLACES_16(16), PLACES_16(32), PLACES_16(48)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b));
 }
 /// Keeps the compiler from moving what reads or writes accumulators across this place.
 template <int count> __device__ __forceinline__ void hold(float (&d)[count]) {
@@ -163,7 +170,7 @@ template <int count> __device__ __forceinline__ void hold(float (&d)[count]) {
 }
 
 /// d = rows of keys times queries^T: S^T or dP^T of 64 keys.
-__device__ __forceinline__ void multiply_scores(float (&d)[32], u64 rows, u64 columns) {
+__device__ __forceinline__ void multiply_scores(float (&d)[32], u32 rows, u32 columns) {
     multiply<false, false>(d, rows, columns);
 #pragma unroll
     for (int i = 1; i < 8; ++i) {
@@ -173,13 +180,13 @@ __device__ __forceinline__ void multiply_scores(float (&d)[32], u64 rows, u64 co
     wgmma_commit();
 }
 /// d += P^T do or dS^T q.
-__device__ __forceinline__ void multiply_keys(float (&d)[64], const u32 (&scores)[16], u64 rows) {
+__device__ __forceinline__ void multiply_keys(float (&d)[64], const u32 (&scores)[16], u32 rows) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) multiply(d, scores + 4 * i, rows + i * (2048 >> 4));
     wgmma_commit();
 }
 /// d = dS k, 64 columns of it.
-__device__ __forceinline__ void multiply_queries(float (&d)[32], u64 scores, u64 rows) {
+__device__ __forceinline__ void multiply_queries(float (&d)[32], u32 scores, u32 rows) {
     multiply<true, false>(d, scores, rows);
 #pragma unroll
     for (int i = 1; i < 8; ++i) {

@@ -84,7 +84,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int r = query + i * 16 + threadIdx.x / 16, row = work.query + r;
-            if (r < work.queries) sums[i].read(query_sums + ((u64)head * T + row) * head_size, place, row);
+            const float* from = query_sums + ((u64)(place / 8 * Q + head) * T + row) * 64;
+            if (r < work.queries) sums[i].read(from, place % 8, row);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

@@ -3,13 +3,14 @@
 // Math       o = softmax(scale q k^T) v, query i of a span seeing the keys up to keys - queries + i; logSumExp of the scores.
 // Shapes     q, o bf16 [T, Q, 128]; k, v bf16 [U, G, 128], head h reading h / (Q / G); logSumExp float [T, Q]; works [blocks].
 // Budget     512 FLOPs a seen pair and head. A step of 128 keys and 128 queries is 2048 cycles of the tensor cores, 1024 of the
-//            exponentials' unit, 64 KB of copies.
+//            exponentials' unit, 1536 of shared memory: 128 KB that the tensor cores read, 64 KB of copies.
 // Design     an item is 128 queries of a span and a head; its keys are walked from the last that they see to the first. Two
 //            warpgroups multiply, 64 queries each, in turns: while one takes exponentials the other one multiplies. A warpgroup's
 //            next scores are under way beside its last product with values, P is an operand as it stands in registers
-//            (FlashAttention-3, Shah et al. 2024). Items follow each other without a gap: the first scores of the next one are
-//            made before the output of this one leaves. A warp of the third warpgroup copies, two tiles ahead.
-// Launch     384 threads, one block a multiprocessor, or as many as there are items; 229536 bytes of dynamic shared memory. Query
+//            (FlashAttention-3, Shah et al. 2024). So are the queries, which spares shared memory 32 KB of reads a step. Items
+//            follow each other without a gap: the first scores of the next one are made before the output of this one leaves. A
+//            warp of the third warpgroup takes items and copies.
+// Launch     384 threads, one block a multiprocessor, or as many as there are items; 229504 bytes of dynamic shared memory. Query
 //            blocks come longest first; `together` heads (a divisor of Q) are walked side by side. Tensor maps (bf16, 128-byte
 //            swizzle, zero fill; sizes innermost first): q {128, Q, T}, k, v {128, G, U}, all in boxes {64, 1, 128}.
 // Numerics   float sums; probabilities rounded to bf16 for the second product. A row's maximum is raised only when it grows by
@@ -46,33 +47,33 @@ __device__ int tickets;
 
 // MARK: Shared memory
 
-/// Two tiles that are filled and emptied in turns; `i` counts from the block's start.
-struct Ring {
+/// Tiles that are filled and emptied one after the other; `i` counts from the block's start.
+template <int slots> struct Ring {
     u32 tiles, barriers;
 
-    __device__ __forceinline__ u32 tile(int i) const { return tiles + i % 2 * tile_bytes; }
-    __device__ __forceinline__ u32 full(int i) const { return barriers + i % 2 * 8; }
-    __device__ __forceinline__ u32 empty(int i) const { return barriers + 16 + i % 2 * 8; }
-    __device__ __forceinline__ void await_full(int i) const { barrier_wait(full(i), i / 2 % 2); }
-    __device__ __forceinline__ void await_empty(int i) const { barrier_wait(empty(i), i / 2 % 2 ^ 1); }
+    __device__ __forceinline__ u32 tile(u32 i) const { return tiles + i % slots * tile_bytes; }
+    __device__ __forceinline__ u32 full(u32 i) const { return barriers + i % slots * 8; }
+    __device__ __forceinline__ u32 empty(u32 i) const { return barriers + (slots + i % slots) * 8; }
+    __device__ __forceinline__ void await_full(u32 i) const { barrier_wait(full(i), i / slots % 2); }
+    __device__ __forceinline__ void await_empty(u32 i) const { barrier_wait(empty(i), i / slots % 2 ^ 1); }
     __device__ __forceinline__ void start(int readers) const {
-        for (int i = 0; i < 2; ++i) barrier_init(full(i), 1), barrier_init(empty(i), readers);
+        for (int i = 0; i < slots; ++i) barrier_init(full(i), 1), barrier_init(empty(i), readers);
     }
 };
 
+/// Seven tiles (one of queries, three of keys, two of values, one of the output), an item, and barriers.
 struct Shared {
     u32 base;
 
-    __device__ __forceinline__ Ring ring(int i) const {
-        return {base + 2 * i * tile_bytes, base + 7 * tile_bytes + 64 + 32 * i};
-    }
-    __device__ __forceinline__ Ring q() const { return ring(0); }
-    __device__ __forceinline__ Ring k() const { return ring(1); }
-    __device__ __forceinline__ Ring v() const { return ring(2); }
+    __device__ __forceinline__ u32 tile(int i) const { return base + i * tile_bytes; }
+    __device__ __forceinline__ u32 barrier(int i) const { return item() + 32 + 8 * i; }
+    __device__ __forceinline__ Ring<1> q() const { return {tile(0), barrier(0)}; }
+    __device__ __forceinline__ Ring<3> k() const { return {tile(1), barrier(2)}; }
+    __device__ __forceinline__ Ring<2> v() const { return {tile(4), barrier(8)}; }
     /// 16 rows of the output for each warp that multiplies.
-    __device__ __forceinline__ u32 rows(int warp) const { return base + 6 * tile_bytes + warp * 16 * head_size * 2; }
+    __device__ __forceinline__ u32 rows(int warp) const { return tile(6) + warp * 16 * head_size * 2; }
     /// Filled and emptied with the queries.
-    __device__ __forceinline__ u32 item(int i) const { return base + 7 * tile_bytes + i % 2 * 32; }
+    __device__ __forceinline__ u32 item() const { return tile(7); }
 };
 
 // MARK: Work
@@ -119,7 +120,7 @@ __device__ __forceinline__ void load_tile(u32 tile, const TensorMap& map, u32 fu
 /// A tile of values, `count` rows of which are of the span; the others, whatever they are, are multiplied by zero, and must be
 /// numbers.
 __device__ __forceinline__ void load_values(
-    const Ring ring, int i, const Arguments& x, const TensorMap& v, int group, int row, int count) {
+    const Ring<2> ring, u32 i, const Arguments& x, const TensorMap& v, int group, int row, int count) {
     const int lane = lane_id();
     ring.await_empty(i);
     if (count >= keys) {
@@ -143,30 +144,34 @@ __device__ __forceinline__ void load_values(
 __device__ __forceinline__ void load(
     const Shared shared, const Arguments& x, const TensorMap& q, const TensorMap& k, const TensorMap& v) {
     const int lane = lane_id();
-    int ticket = blockIdx.x, n = 0;
+    int n = 0;
     // The values that are due: first row, how many of the span, group.
     int row = 0, count = 0, group = 0;
-    for (int i = 0;; ++i) {
-        const Item item(ticket, x);
+    Item item(blockIdx.x, x), next = item;
+    for (int i = 0;; ++i, item = next) {
+        int taken = 0;
         shared.q().await_empty(i);
         if (lane == 0) {
-            item.publish(shared.item(i));
+            item.publish(shared.item());
             if (item.count > 0) load_tile(shared.q().tile(i), q, shared.q().full(i), item.head, item.row);
             else barrier_arrive(shared.q().full(i));
         }
         if (item.count == 0) break;
         for (int tile = item.tiles - 1; tile >= 0; --tile, ++n) {
+            // The next item is asked for some steps before it is needed.
+            if (tile == min(1, item.tiles - 1) && lane == 0) taken = atomicAdd(&tickets, 1);
             shared.k().await_empty(n);
             if (lane == 0) {
                 load_tile(shared.k().tile(n), k, shared.k().full(n), item.group(x), item.key + tile * keys);
             }
+            if (tile == 0) {
+                // The last one of all: each block takes one that is too many.
+                if (lane == 0 && taken == x.blocks * x.Q - 1) tickets = 0;
+                next = Item(gridDim.x + __shfl_sync(0xffffffffu, taken, 0), x);
+            }
             if (n > 0) load_values(shared.v(), n - 1, x, v, group, row, count);
             row = item.key + tile * keys, count = item.keys - tile * keys, group = item.group(x);
         }
-        int taken = lane == 0 ? atomicAdd(&tickets, 1) : 0;
-        // The last one of all: each block takes one that is too many.
-        if (lane == 0 && taken == x.blocks * x.Q - 1) tickets = 0;
-        ticket = gridDim.x + __shfl_sync(0xffffffffu, taken, 0);
     }
     load_values(shared.v(), n - 1, x, v, group, row, count);
 }
@@ -174,23 +179,21 @@ __device__ __forceinline__ void load(
 // MARK: Products
 
 /// s = q k^T
-__device__ __forceinline__ void multiply_scores(float (&s)[64], u64 q, u64 k) {
-    wgmma_64_128_16<false>(s, q, k);
+__device__ __forceinline__ void multiply_scores(float (&s)[64], const u32 (&q)[32], u64 k) {
+    wgmma_64_128_16<false>(s, q, k, false);
 #pragma unroll
-    for (int i = 1; i < 8; ++i) {
-        const int at = (i / 4 * box + i % 4 * 32) >> 4;
-        wgmma_64_128_16<true>(s, q + at, k + at);
-    }
+    for (int i = 1; i < 8; ++i) wgmma_64_128_16<false>(s, q + 4 * i, k + ((i / 4 * box + i % 4 * 32) >> 4), true);
     wgmma_commit();
 }
-/// o += P v
-__device__ __forceinline__ void multiply_values(float (&o)[64], const u32 (&p)[32], u64 v) {
+/// o = P v, or += where it `accumulates`.
+__device__ __forceinline__ void multiply_values(float (&o)[64], const u32 (&p)[32], u64 v, bool accumulates) {
+    wgmma_64_128_16<true>(o, p, v, accumulates);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) wgmma_64_128_16(o, p + 4 * i, v + i * (2048 >> 4));
+    for (int i = 1; i < 8; ++i) wgmma_64_128_16<true>(o, p + 4 * i, v + i * (2048 >> 4), true);
     wgmma_commit();
 }
 
-/// Warpgroups multiply in turns. Each turn that is passed on is awaited, the first one's first too.
+/// Warpgroups issue their products in turns. Each turn that is passed on is awaited in the end.
 struct Turns {
     int own;
 
@@ -203,6 +206,18 @@ struct Turns {
         if (own == 1) await();
     }
 };
+
+/// The warp's 16 queries, as they are an operand.
+__device__ __forceinline__ void load_queries(u32 (&q)[32], u32 tile) {
+    const int lane = lane_id(), row = threadIdx.x / 32 * 16 - 64 + lane % 16;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        u32 piece[4];
+        load_matrices(piece, tile + j / 4 * box + row * 128 + ((j % 4 * 2 + lane / 16 ^ lane % 8) << 4));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q[4 * j + i] = piece[i];
+    }
+}
 
 // MARK: Softmax
 
@@ -256,18 +271,19 @@ __device__ __forceinline__ bool exponentiate(float (&s)[64], Softmax& softmax, f
 /// The output of an item leaves, through the warp's own rows of shared memory, so that whole rows are written.
 __device__ __forceinline__ void finish(
     u32 rows, const Arguments& x, const Item& item, const Softmax& softmax, const float (&o)[64]) {
-    const int lane = lane_id(), first = threadIdx.x / 32 * 16 - 64;
-    const u64 stride = (u64)x.Q * head_size;
+    const u32 lane = lane_id();
+    const int first = threadIdx.x / 32 * 16 - 64;
     float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first + lane / 4 + 8 * half;
+        const int row = first + (int)lane / 4 + 8 * half;
         const float sum = quad_sum(softmax.sum[half]);
-        inverse[half] = sum > 0 ? 1 / sum : 0;
+        // 0 where nothing is seen; what is not a number stays so.
+        inverse[half] = sum == 0 ? 0 : __fdividef(1.0f, sum);
         if (lane % 4 == 0 && row < item.count) {
             const float ln2 = 0.69314718056f;
             x.logSumExp_TQ[(u64)(item.row + row) * x.Q + item.head]
-                = sum > 0 ? softmax.top[half] * ln2 + __logf(sum) : -infinity();
+                = sum == 0 ? -infinity() : softmax.top[half] * ln2 + __logf(sum);
         }
     }
     const u32 to = rows + lane % 16 * (head_size * 2);
@@ -279,12 +295,14 @@ __device__ __forceinline__ void finish(
                        pack(d[6] * inverse[1], d[7] * inverse[1]));
     }
     __syncwarp();
-    bf16* out = x.o_TQD + (u64)(item.row + first) * stride + item.head * head_size + lane % 16 * 8;
+    // Two rows at a time.
+    const u64 stride = 2 * (u64)x.Q * head_size;
+    bf16* out = x.o_TQD + ((u64)(item.row + first + lane / 16) * x.Q + item.head) * head_size + lane % 16 * 8;
+    const int count = item.count - first - (int)(lane / 16);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        const int row = 2 * j + lane / 16;
-        const Vector eight = load_shared128(rows + row * (head_size * 2) + ((lane % 16 ^ row % 8) << 4));
-        store128_if(first + row < item.count, out + row * stride, eight);
+    for (int j = 0; j < 8; ++j, out += stride) {
+        const u32 from = rows + (2 * j + lane / 16) * (head_size * 2) + ((lane % 16 ^ (2 * j + lane / 16) % 8) << 4);
+        store128_if(2 * j < count, out, load_shared128(from));
     }
     __syncwarp();
 }
@@ -296,22 +314,21 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
     const float scale = x.scale * 1.44269504089f;
     const Turns turns;
     float o[64] = {}, s[64], shrink[2];
-    u32 p[32];
+    u32 p[32], q[32];
     Softmax softmax;
 
     // The item and tile of keys that scores are made of, and how many keys of it the warpgroup's first query sees.
     shared.q().await_full(0);
-    Item item(shared.item(0));
+    Item item(shared.item());
     int i = 0, tile = item.tiles - 1, seen = item.seen + own * 64 - tile * keys;
-    const auto make_scores = [&](int n) {
-        multiply_scores(s, operand(shared.q().tile(i) + own * 64 * 128), operand(shared.k().tile(n)));
+    const auto take_queries = [&] {
+        load_queries(q, shared.q().tile(i));
+        __syncwarp();
+        if (lane_id() == 0) barrier_arrive(shared.q().empty(i));
     };
+    const auto make_scores = [&](int n) { multiply_scores(s, q, operand(shared.k().tile(n))); };
     const auto take_scores = [&](int n) {
         release(shared.k().empty(n));
-        if (tile == 0) {
-            __syncwarp();
-            if (lane_id() == 0) barrier_arrive(shared.q().empty(i));
-        }
         if (seen < keys) hide(s, seen);
         return exponentiate(s, softmax, shrink, scale);
     };
@@ -320,6 +337,7 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
         for (int j = 0; j < 32; ++j) p[j] = pack(s[2 * j], s[2 * j + 1]);
     };
 
+    take_queries();
     shared.k().await_full(0);
     wgmma_fence();
     make_scores(0);
@@ -329,6 +347,8 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
     pack_scores();
     shared.v().await_full(0);
     int n = 0;
+    // Whether o has products of the item's earlier steps.
+    bool accumulates = false;
 #pragma unroll 1
     for (;; ++n) {
         const Item last = item;
@@ -337,13 +357,14 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
         if (ends) {
             ++i;
             shared.q().await_full(i);
-            item = Item(shared.item(i));
+            item = Item(shared.item());
             if (item.count == 0) {
                 item = last;
                 break;
             }
             tile = item.tiles, seen = item.seen + own * 64 - tile * keys;
             softmax = Softmax();
+            take_queries();
         }
         --tile, seen += keys;
         shared.k().await_full(n + 1);
@@ -351,7 +372,8 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
         hold<64>(o);
         wgmma_fence();
         make_scores(n + 1);
-        multiply_values(o, p, operand(shared.v().tile(n), box));
+        multiply_values(o, p, operand(shared.v().tile(n), box), accumulates);
+        accumulates = !ends;
         turns.pass();
         wgmma_wait<1>();
         hold<64>(s);
@@ -364,8 +386,6 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
         release(shared.v().empty(n));
         if (ends) {
             finish(rows, x, last, of_last, o);
-#pragma unroll
-            for (int j = 0; j < 64; ++j) o[j] = 0;
         } else if (grows) {
 #pragma unroll
             for (int j = 0; j < 64; ++j) o[j] *= shrink[j / 2 % 2];
@@ -375,7 +395,7 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
     turns.end();
     hold<64>(o);
     wgmma_fence();
-    multiply_values(o, p, operand(shared.v().tile(n), box));
+    multiply_values(o, p, operand(shared.v().tile(n), box), accumulates);
     wgmma_wait<0>();
     hold<64>(o);
     finish(rows, x, item, softmax, o);

@@ -83,18 +83,12 @@ __device__ __forceinline__ void wgmma_64_192_16(float (&d)[count], const u32 (&a
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(b_transposed ? 1 : 0));
 }
 
-/// d[64 x 128] (+)= a[64 x 16] b[16 x 128]; both have K inside.
-template <bool accumulates> __device__ __forceinline__ void wgmma_64_128_16(float (&d)[64], u64 a, u64 b) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_128 "}, %64, %65, p, 1, 1, 0, 0;\n}"
-                 : PLACES_128
-                 : "l"(a), "l"(b), "n"(accumulates ? 1 : 0));
-}
-/// d[64 x 128] += a[64 x 16] b[16 x 128] with a in registers, as pairs, and N inside b.
-__device__ __forceinline__ void wgmma_64_128_16(float (&d)[64], const u32* a, u64 b) {
-    asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"
+/// d[64 x 128] (+)= a[64 x 16] b[16 x 128] with a in registers, as pairs.
+template <bool b_transposed>
+__device__ __forceinline__ void wgmma_64_128_16(float (&d)[64], const u32* a, u64 b, bool accumulates) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_128 "}, {%64, %65, %66, %67}, %68, p, 1, 1, "
-                 "1;\n}"
+                 "%70;\n}"
                  : PLACES_128
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)accumulates), "n"(b_transposed ? 1 : 0));
 }

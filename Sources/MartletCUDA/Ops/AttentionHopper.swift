@@ -8,7 +8,7 @@ internal import MartletCore
 /// How a call is divided: an item is 128 keys of a span, for some of the query heads that share them.
 struct HopperBackward {
     static let headSize = 128, keys = 128, queries = 64
-    static let sharedBytes = 230_784
+    static let sharedBytes = 231_168
     /// Keys of a sequence from which on sums without an order are faster.
     static let orderCosts = 16384
     /// Steps of 64 queries that are worth an item of their own, with its share of dk and dv.
@@ -56,17 +56,17 @@ extension ScratchShapes {
     var longest: Int { sequence > 0 ? sequence : max(keyRows, tokens) }
 }
 
-/// Statistics turned to [Q, T]; sums of dq, and of dk and dv; tickets and turns.
+/// Statistics turned to [Q, T]; sums of dq, its halves apart, and of dk and dv; tickets and turns.
 struct HopperBackwardScratch {
-    let lse_QT, delta_QT, querySums_QTD, keySums, state: Tensor
+    let lse_QT, delta_QT, querySums, keySums, state: Tensor
 
     init(_ scratch: inout Scratch, rows: Int, queryHeads: Int, tiles: Int, shares: Int) {
         let size = HopperBackward.headSize
         lse_QT = scratch.take([queryHeads, rows], .float32)
         delta_QT = scratch.take([queryHeads, rows], .float32)
-        querySums_QTD = scratch.take([queryHeads, rows, size], .float32)
+        querySums = scratch.take([2, queryHeads, rows, size / 2], .float32)
         keySums = scratch.take([shares, 2 * HopperBackward.keys, size], .float32)
-        state = scratch.take([1 + tiles * queryHeads + shares], .int32)
+        state = scratch.take([1 + 2 * (tiles * queryHeads + shares)], .int32)
     }
 }
 
@@ -120,6 +120,12 @@ extension CUDABackend {
         return true
     }
 
+    /// Asks for the kernels of both passes.
+    func rehearseHopperAttention(_ call: AttentionCall) {
+        guard hasHopperAttention(headSize: call.size) else { return }
+        for pass in ["forward", "backward", "finish"] { _ = device.kernel("attention_sm90_\(pass).cu", "") }
+    }
+
     private func hopperDelta(
         _ call: AttentionCall, _ gradients: AttentionGradients, _ temporary: HopperBackwardScratch
     ) {
@@ -152,7 +158,7 @@ extension CUDABackend {
             Grid(min(device.multiprocessorCount, shape.blocks * shape.parts)), block: 384,
             maps + [
                 .tensor(temporary.lse_QT), .tensor(temporary.delta_QT), .address(table.address),
-                .tensor(gradients.dk_UGD), .tensor(gradients.dv_UGD), .tensor(temporary.querySums_QTD),
+                .tensor(gradients.dk_UGD), .tensor(gradients.dv_UGD), .tensor(temporary.querySums),
                 .tensor(temporary.keySums), .tensor(temporary.state), .int(table.count), .int(shape.parts),
                 .int(max(1, shape.shares)), .int(shape.together), .int(table.tiles),
             ] + call.extents)
@@ -166,7 +172,7 @@ extension CUDABackend {
         device.launch(
             device.kernel("attention_sm90_finish.cu", "attention_sm90_finish"), Grid(table.count * heads), block: 256,
             [
-                .tensor(temporary.querySums_QTD), .tensor(temporary.keySums), .address(table.address),
+                .tensor(temporary.querySums), .tensor(temporary.keySums), .address(table.address),
                 .tensor(gradients.dq_TQD), .tensor(gradients.dk_UGD), .tensor(gradients.dv_UGD), .int(table.count),
                 .int(shape.shares),
             ] + call.extents)

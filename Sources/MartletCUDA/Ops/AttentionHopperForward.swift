@@ -8,7 +8,7 @@ internal import MartletCore
 /// How a call is divided: an item is 128 queries of a span, for one head.
 enum HopperForward {
     static let queries = 128
-    static let sharedBytes = 229_536
+    static let sharedBytes = 229_504
     /// Keys and values that heads walked side by side may read: what stays in the L2 cache.
     private static let cachedBytes = 32 << 20
 
