@@ -151,8 +151,16 @@ package final class CUDABackend: Backend {
     /// Bytes that an arena may take: what is free, less room for kernels and libraries, which load at their first use.
     package var plannableByteCount: Int { max(0, device.totalByteCount - usedByteCount - 1 << 30) }
 
+    /// Kernels are compiled behind what follows, up to the next `finish`. What puts a table on the device for its arguments is not
+    /// rehearsed: attention (of which Hopper's own kernels are known), the optimizer.
+    package func rehearse(_ body: () -> Void) {
+        guard device.failure == nil else { return }
+        device.beginCompiling(Array(device.rehearse(body)) + [KernelVariant("optimizer.cu")])
+    }
+
     /// Waits for the device; throws the first error since the last call.
     package func finish() throws(MartletError) {
+        device.finishCompiling()
         if hasAskedForCuDNN { cudnnAttention?.plans.finish() }
         device.synchronize()
         sideCopies.synchronize()

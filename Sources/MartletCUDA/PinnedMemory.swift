@@ -37,7 +37,9 @@ struct PinnedMemory {
                 start.storeBytes(of: 0, toByteOffset: offset, as: UInt8.self)
             }
         }
-        guard register(memory, byteCount, 0) == 0 else {
+        // Kernels read and write it where it lies, too.
+        let portableAndMapped: UInt32 = 3
+        guard register(memory, byteCount, portableAndMapped) == 0 else {
             memory.deallocate()
             return nil
         }

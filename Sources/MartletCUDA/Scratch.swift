@@ -66,7 +66,7 @@ extension CUDABackend {
             { _ = NormScratch(&$0, rows: shapes.tokens, width: shapes.hidden) },
             { self.cudnnAttention(for: shapes)?.layOut(&$0, shapes) },
             { _ = RotateScratch(&$0, tokens: shapes.tokens, heads: heads, size: shapes.headSize) },
-            { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken) },
+            { _ = RouterScratch(&$0, rows: s.tokens * s.expertsPerToken, experts: s.experts) },
             {
                 _ = CrossEntropyScratch(
                     &$0, rows: s.tokens, vocabulary: s.vocabulary, room: s.room, self.computeDType)

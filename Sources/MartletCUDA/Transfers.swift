@@ -40,7 +40,7 @@ final class Staging {
     /// which is called by several threads where there is much to do: one alone is slower than the way to the GPU.
     func send(_ byteCount: Int, to address: UInt, _ fill: (Range<Int>, UnsafeMutableRawPointer) -> Void) {
         for start in stride(from: 0, to: byteCount, by: Staging.halfByteCount) {
-            guard device.failure == nil else { return }
+            guard !device.isIdle else { return }
             let range = start..<min(start + Staging.halfByteCount, byteCount)
             let half = take()
             inParallel(range) { fill($0, half.memory + ($0.lowerBound - range.lowerBound)) }
@@ -62,7 +62,7 @@ final class Staging {
     /// Copies device memory to the host, and waits for it.
     func receive(_ byteCount: Int, from address: UInt, into destination: UnsafeMutableRawPointer) {
         for start in stride(from: 0, to: byteCount, by: Staging.halfByteCount) {
-            guard device.failure == nil else { return }
+            guard !device.isIdle else { return }
             let count = min(Staging.halfByteCount, byteCount - start), half = take()
             device.check(
                 device.driver.copy(UInt(bitPattern: half.memory), address + UInt(start), count, device.stream),

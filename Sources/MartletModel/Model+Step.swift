@@ -3,8 +3,8 @@ package import MartletCore
 // One optimizer step, layer-major: all of the step's tokens go through layer l, tile by tile, before layer l + 1.
 
 extension Model {
-    /// Forward and backward over a whole step. Gradients are zeroed first; the loss is the mean over the step's targets, and
-    /// its gradients are left multiplied by `lossScale`.
+    /// Forward and backward over a whole step. Gradients of earlier steps leave no trace; the loss is the mean over the step's
+    /// targets, and its gradients are left multiplied by `lossScale`.
     package func trainStep(
         _ step: PackedStep, index: Int, lossScale: Float = 1
     ) throws(MartletError) -> StepOutcome {
@@ -12,11 +12,9 @@ extension Model {
         dropoutStep = index
         defer { dropoutStep = nil }
         let tiles = try begin(step)
-        let gone = memory.gradientPieces.count
-        let leaving = Set(memory.layerParameters.prefix(gone).joined())
         var outcome = try forward(step, tiles)
         // After the forward pass, which may still have had to apply them.
-        backend.zero(parameters.indices.filter { !leaving.contains($0) }.map { parameters[$0].gradient })
+        backend.zero(staying.flatMap { parameters[$0] }.filter(\.startsFromZero).map(\.gradient))
         guard outcome.targetCount > 0 else {
             throw MartletError(
                 "a step has no token to learn from", in: "step \(index)",
@@ -26,6 +24,7 @@ extension Model {
         takeLoss(tiles, gradientScale: lossScale / Float(outcome.targetCount))
         let zScale = prepareAuxiliary(step, tiles, lossScale, &outcome)
         try backward(step, tiles, zScale: zScale)
+        sumSquares()
         try read(step, tiles, &outcome)
         return outcome
     }
@@ -109,14 +108,14 @@ extension Model {
             if outputLeaves { memory.outputsOut.beginWriting(index) }
             memory.downLow.beginWriting(index)
             let keeps = memory.kept[index] != nil
-            for (number, tile) in tiles.enumerated() {
+            for tile in tiles {
                 let saved = saved(index, tile), turn = tile.turn(layer: index)
                 if !keeps { memory.tiles.turns.beginWriting(turn) }
                 layer.forward(
                     hidden(index).rows(tile.rows), weights, tile, rows, memory.workspace,
                     into: hidden(index + 1).rows(tile.rows), saving: saved)
                 if !keeps { memory.tiles.finishWriting(turn, wanted: !wanted.isEmpty) }
-                if case .sparse(let routing, _) = saved.feedForward { note(routing, index, tile: number) }
+                if case .sparse(let routing, _) = saved.feedForward { note(routing) }
             }
             memory.downLow.finishWriting(index, rows: wanted)
             if outputLeaves { memory.outputsOut.finishWriting(index, rows: wanted) }
@@ -128,12 +127,12 @@ extension Model {
     }
 
     /// The loss of every row; with a gradient scale, also the gradient of the last hidden states.
-    private func takeLoss(_ tiles: [Tile], gradientScale: Float?) {
+    func takeLoss(_ tiles: [Tile], gradientScale: Float?) {
         let norm = outer(.finalNorm), head = outer(configuration.headWeight)
         for tile in tiles {
             let x_TH = finalHidden.rows(tile.rows)
             let normed_TH = memory.workspace.normed_TH.rows(0..<tile.count)
-            let loss_T = memory.loss_T.rows(tile.rows)
+            let loss_T = memory.results.loss_T.rows(tile.rows)
             let dnormed_TH = gradientScale == nil ? nil : memory.workspace.dnormed_TH.rows(0..<tile.count)
             backend.rmsNorm(x_TH, norm.value, epsilon: configuration.rmsEpsilon, into: normed_TH)
             backend.crossEntropy(
@@ -149,7 +148,8 @@ extension Model {
     }
 
     private func backward(_ step: PackedStep, _ tiles: [Tile], zScale: Float?) throws(MartletError) {
-        guard let dhidden_TH = memory.dhidden_TH, let dstep = memory.dkeyValueRows else { return }
+        guard let dhidden_TH = memory.dhidden_TH, let dkeyValues = memory.dkeyValues_2UGD else { return }
+        let dstep = KeyValueRows(key_UGD: dkeyValues[0], value_UGD: dkeyValues[1])
         let rowsOfStep = 0..<step.tokenCount
         let auxiliary = zScale.map { RouterAuxiliary(dprobability_E: memory.workspace.dprobability_E, zScale: $0) }
         var gradients = LeavingGradients(memory, backend)
@@ -165,8 +165,7 @@ extension Model {
             gradients.begin(layer: index)
             let rows = keyValueRows(index), x_TH = hidden(index)
             let hasOutput = memory.keptOutputs[index] != nil || index < memory.outputLayersOut
-            backend.zero(dstep.key_UGD.rows(rowsOfStep))
-            backend.zero(dstep.value_UGD.rows(rowsOfStep))
+            backend.zero(dkeyValues)
             for tile in tiles { restoreKeys(x_TH.rows(tile.rows), weights, tile, rows, index, keeps: keeps) }
             for tile in tiles.reversed() {
                 let saved = saved(index, tile)
@@ -212,10 +211,8 @@ extension Model {
 
     // MARK: Router losses and counts
 
-    /// Puts a tile's routing where the end of the step reads it.
-    private func note(_ routing: Routing, _ index: Int, tile: Int) {
-        let sparseIndex = configuration.isSparse[..<index].count { $0 }
-        backend.set(memory.offset_LE1[sparseIndex][tile], to: routing.offset_E1)
+    /// Gathers what the router's losses need of a tile.
+    private func note(_ routing: Routing) {
         guard settings.trainsRouter, dropoutStep != nil else { return }
         routerSums.add(probabilities: floats(routing.probability_TE), logSumExp: floats(routing.logSumExp_T))
     }
@@ -232,7 +229,7 @@ extension Model {
         routerSums = RouterSums()
         let rows = Double(sums.rowCount)
         var share_E = [Double](repeating: 0, count: E)
-        for load in expertLoads(tiles) {
+        for load in expertLoads(tiles, integers(memory.results.offset_LE1)) {
             for expert in 0..<E { share_E[expert] += Double(load[expert]) / rows }
         }
         let balance = Double(E) * zip(share_E, sums.probability_E).reduce(0) { $0 + $1.0 * $1.1 / rows }
@@ -243,17 +240,18 @@ extension Model {
         return lossScale * Float(2 * settings.zLossCoefficient / rows)
     }
 
-    /// Waits for the step, and reads its loss and loads.
+    /// Waits for the step, and reads its loss, its loads and its gradients' squares.
     private func read(_ step: PackedStep, _ tiles: [Tile], _ outcome: inout StepOutcome) throws(MartletError) {
-        outcome.lossSum = floats(memory.loss_T.rows(0..<step.tokenCount)).reduce(0) { $0 + Double($1) }
-        outcome.expertLoad_LE = expertLoads(tiles)
+        let values = memory.results.read(by: backend)
+        outcome.lossSum = values.loss_T.prefix(step.tokenCount).reduce(0) { $0 + Double($1) }
+        outcome.expertLoad_LE = expertLoads(tiles, values.offset_LE1)
+        squares = values.squares_P
         try backend.finish()
     }
 
     /// Rows of each expert of each sparse layer.
-    private func expertLoads(_ tiles: [Tile]) -> [[Int]] {
-        let offset_LE1 = memory.offset_LE1, offsets = integers(offset_LE1)
-        let layers = offset_LE1.shape[0], room = offset_LE1.shape[1], E = offset_LE1.shape[2] - 1
+    private func expertLoads(_ tiles: [Tile], _ offsets: [Int32]) -> [[Int]] {
+        let shape = memory.results.offset_LE1.shape, layers = shape[0], room = shape[1], E = shape[2] - 1
         // Plain loops: the GPU waits meanwhile.
         var load_LE = [[Int]](repeating: [Int](repeating: 0, count: E), count: layers)
         for layer in 0..<layers {
@@ -289,13 +287,21 @@ extension Model {
             let tensors = memory.outputsOut[index]
             output = AttentionOutput(output_TQD: tensors[0], logSumExp_TQ: tensors[1])
         }
-        var saved = activations.saved(for: tile, turn: tile.turn(layer: index), output: output?.rows(tile.rows))
+        var saved = activations.saved(
+            for: tile, turn: tile.turn(layer: index), output: output?.rows(tile.rows),
+            offset_E1: offset_E1(index, tile))
         if let low_TA = memory.downLow[index].first {
             let isSparse = configuration.isSparse[index]
             let rows = tile.count * configuration.routes(isSparse: isSparse)
             saved.low[isSparse ? .expertsDown : .down] = low_TA.rows(tile.rows).reshaped([rows, memory.lowRank])
         }
         return saved
+    }
+
+    /// The routing's offsets of a tile in a sparse layer.
+    private func offset_E1(_ index: Int, _ tile: Tile) -> Tensor? {
+        guard configuration.isSparse[index] else { return nil }
+        return memory.results.offset_LE1[configuration.isSparse[..<index].count { $0 }][tile.place.number]
     }
 
     /// Logits of the final hidden states `x_TH`, in `plan.logitRows` rows at most.
@@ -310,17 +316,21 @@ extension Model {
 }
 
 extension Model {
-    /// The sum of squares of each parameter's gradient, which carries the loss scale.
-    package func gradientSquares() -> [Double] {
-        let gone = Array(memory.layerParameters.prefix(memory.gradientPieces.count).joined()), leaving = Set(gone)
-        let here = parameters.indices.filter { !leaving.contains($0) }
-        var squares = [Double](repeating: 0, count: parameters.count)
-        for (i, sum) in zip(here, backend.sumsOfSquares(of: here.map { parameters[$0].gradient })) { squares[i] = sum }
-        guard !gone.isEmpty else { return squares }
-        var bits = [UInt64](repeating: 0, count: parameters.count)
-        bits.withUnsafeMutableBytes { backend.download(memory.squares_P, into: $0) }
-        for i in gone { squares[i] = Double(bitPattern: bits[i]) }
-        return squares
+    /// The sum of squares of each parameter's gradient, which carries the loss scale, as the last `trainStep` found it.
+    package func gradientSquares() -> [Double] { squares }
+
+    /// The parameters whose gradients stay in the backend's memory: those before and those behind the layers whose leave it.
+    private var staying: [Range<Int>] {
+        let leaving = memory.layerParameters.prefix(memory.gradientPieces.count)
+        guard let first = leaving.first, let last = leaving.last else { return [parameters.indices] }
+        return [0..<first.lowerBound, last.upperBound..<parameters.count]
+    }
+
+    /// Squares of gradients that leave were taken before they left. Queued before anybody waits: the list is long.
+    private func sumSquares() {
+        for range in staying where !range.isEmpty {
+            backend.sumsOfSquares(of: parameters[range].map(\.gradient), into: memory.results.squares_P.rows(range))
+        }
     }
 }
 

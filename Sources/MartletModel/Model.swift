@@ -18,6 +18,8 @@ package final class Model {
     private var layerInSlot: [Int?]
     /// What the router losses of the current step have gathered.
     var routerSums = RouterSums()
+    /// Of the gradients of the last step.
+    var squares: [Double] = []
     /// Layers whose stored weights were found finite; they are decoded again in every pass.
     private var checkedLayers: Set<Int> = []
     /// Distinguishes the dropout masks of steps; nil outside training.
@@ -66,9 +68,10 @@ package final class Model {
         let a = memory.parameters.filter { $0.role == .a }, b = memory.parameters.filter { $0.role == .b }
         factors = Dictionary(uniqueKeysWithValues: zip(a, b).map { ($0.weight, (a: $0, b: $1)) })
         let clock = ContinuousClock(), began = clock.now
+        rehearse()
         try readWeights()
-        try backend.finish()
         if plan.keepsWeights { loading = Loading(byteCount: source.storedByteCount, duration: clock.now - began) }
+        try backend.finish()
         initializeAdapters()
     }
 
@@ -190,6 +193,12 @@ package final class Model {
             checkedLayers.insert(index)
             layerInSlot[slotIndex] = index
         }
+        return place(of: index)
+    }
+
+    /// Where layer `index`'s weights are, or will be.
+    func place(of index: Int) -> LayerWeights {
+        let slot = memory.layerSlots[plan.keepsWeights ? index : 0]
         let epsilon = configuration.rmsEpsilon
         let queryNorm = norm(.queryNorm(index), slot), keyNorm = norm(.keyNorm(index), slot)
         return LayerWeights(

@@ -41,6 +41,9 @@ package struct Parameter: Sendable {
     /// What ops compute with.
     package var value: Tensor { master.value }
 
+    /// Whether its gradient must be zero before a backward pass; what projections and experts make overwrites what was there.
+    package var startsFromZero: Bool { weight.isNorm || weight.layer == nil }
+
     /// The optimizer's memory of it, under names that torch and bitsandbytes gave.
     package var state: [(name: String, tensor: Tensor)] {
         let moments = [("exp_avg", firstMoment), ("exp_avg_sq", secondMoment)]

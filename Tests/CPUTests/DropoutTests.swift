@@ -30,7 +30,8 @@ import Testing
             let part = first..<min(rows.count, first + tile), firstRow = rows.lowerBound + first
             backend.linear(ones.rows(part), layer, firstRow: firstRow, into: y.rows(part), adds: false)
             backend.linearBackward(
-                ones.rows(part), layer, firstRow: firstRow, ones.rows(part), into: dx.rows(part), adds: false)
+                ones.rows(part), layer, firstRow: firstRow, ones.rows(part), into: dx.rows(part), adds: false,
+                gradients: .later)
         }
         return Masks(forward: bench.values(y), backward: bench.values(dx))
     }

@@ -24,7 +24,8 @@ import Testing
         let bench = try OpBench(CPUBackend(), shapes: ScratchShapes())
         let x = bench.tensor([1, 2, 3, 4], [2, 2]), dweight = bench.tensor([0, 0], [1, 2])
         let layer = Linear(weight_OI: bench.tensor([1, 1], [1, 2]), dweight_OI: dweight)
-        bench.backend.linearBackward(x, layer, firstRow: 0, bench.tensor([1, 10], [2, 1]), into: nil, adds: false)
+        bench.backend.linearBackward(
+            x, layer, firstRow: 0, bench.tensor([1, 10], [2, 1]), into: nil, adds: false, gradients: .later)
         #expect(bench.values(dweight) == [31, 42])
     }
 

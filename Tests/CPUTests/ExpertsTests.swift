@@ -11,6 +11,9 @@ import Testing
             by: Formulas.experts)
         try judge(
             .experts(seed: seed, t: 1, h: 1, f: 1, e: 1, k: 1, rank: 1, trainsWeights: true), by: Formulas.experts)
+        try judge(
+            .experts(seed: seed, t: 5, h: 4, f: 3, e: 7, k: 2, rank: 2, trainsWeights: true, crowd: .together).first,
+            by: Formulas.experts)
     }
 
     @Test func oddSizesWithEmptyExperts() throws {

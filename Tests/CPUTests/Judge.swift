@@ -34,7 +34,7 @@ func judge(
         let probes = makeProbes(inputs[String(name.dropFirst()), default: []].count, isLarge: isLarge)
         let slopes = probes.map { slope(of: formula, c, inputs, String(name.dropFirst()), along: $0) }
         for (backend, run) in runs {
-            let start = c.inputs["\(name).start"]
+            let start = c.accumulation.adds ? c.inputs["\(name).start"] : nil
             let values = run.results[name, default: []].enumerated().map { Double($1) - Double(start?[$0] ?? 0) }
             let found = probes.map { probe in Float(zip(probe, values).reduce(0) { $0 + $1.0 * $1.1 }) }
             expectClose(

@@ -23,6 +23,8 @@ import Testing
         try judge(.linear(seed: seed, t: 7, i: 5, o: 6, rank: 2), by: Formulas.linear)
         try judge(.linear(seed: seed, t: 7, i: 5, o: 6, rank: 3, dropout: 0.4, adds: true), by: Formulas.linear)
         try judge(.linear(seed: seed, t: 1, i: 1, o: 1, rank: 1, trainsWeight: true), by: Formulas.linear)
+        try judge(
+            .linear(seed: seed, t: 7, i: 5, o: 6, rank: 3, dropout: 0.4, trainsWeight: true).first, by: Formulas.linear)
     }
 
     @Test func linearOfOddSizes() throws {
@@ -36,6 +38,9 @@ import Testing
     @Test(arguments: seeds) func linearOfLayersThatShareTheirInput(seed: UInt64) throws {
         try judge(
             .sharedLinear(seed: seed, t: 7, i: 5, outputs: [6, 3, 4], rank: 2, adapted: [0, 2]),
+            by: Formulas.sharedLinear)
+        try judge(
+            .sharedLinear(seed: seed, t: 7, i: 5, outputs: [6, 3, 4], rank: 2, adapted: [0, 2]).first,
             by: Formulas.sharedLinear)
     }
 

@@ -14,7 +14,7 @@ import Testing
         ),
         ("norm", { NormScratch(&$0, rows: $1, width: 49) }),
         ("rotate", { RotateScratch(&$0, tokens: $1, heads: 3, size: 10) }),
-        ("router", { RouterScratch(&$0, rows: 2 * $1) }),
+        ("router", { RouterScratch(&$0, rows: 2 * $1, experts: 5) }),
         ("loss", { CrossEntropyScratch(&$0, rows: $1, vocabulary: 151_937, room: .usual, .float32) }),
         ("grouped experts", { GroupedScratch(&$0, size(rows: $1), .float16) }),
         ("experts in a loop", { LoopScratch(&$0, size(rows: $1), .bfloat16, dropsOut: true) }),

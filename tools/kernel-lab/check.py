@@ -67,8 +67,14 @@ def run(e):
     e.dact(); e.dx()
     e.dx_TH = torch.full_like(e.y0, float("nan")); e.combine_backward(e.dx_TH)
     if e.A:
-        for g in (e.da1, e.db1, e.da2, e.db2): g.zero_()
+        sums = (e.da1, e.db1, e.da2, e.db2)
+        for g in sums: g.fill_(float("nan"))
         e.gradients()
+        first = [g.clone() for g in sums]
+        e.gradients(adds=1)
+        for g, once in zip(sums, first):
+            assert torch.equal(g, 2 * once), "added"
+            g.copy_(once)
     torch.cuda.synchronize()
 
 

@@ -127,10 +127,9 @@ class Experts:
         self.grid = torch.cuda.get_device_properties(0).multi_processor_count
 
     def route(self):
-        m = Module("routing", EXPERTS=self.E)
-        m("routing_order", self.E, 1024, self.ids, self.order, self.position, self.offset, self.R)
-        m("routing_tiles", 1, 1024, self.offset, self.tiles, self.tile_count)
-        m("routing_parts", 1, 1024, self.offset, self.parts, self.part_count)
+        Module("routing", EXPERTS=self.E)(
+            "routing", max(1, -(-self.R // 1024)), 1024, self.ids, self.order, self.position, self.offset, self.tiles,
+            self.tile_count, self.parts, self.part_count, self.R)
 
     def inside(self, mode):
         """Whether the grouped product makes the adapter's skinny one on the way; then p2 and q2 are never in memory."""
@@ -185,11 +184,11 @@ class Experts:
             "lora_project", 2 * (self.R // 128 + self.E), 256, source, matrix, self.order, self.tiles, self.tile_count,
             self.weight, self.scale, p, weighted)
 
-    def gradient(self, u, v, out, gathers, output_major):
+    def gradient(self, u, v, out, gathers, output_major, adds=0):
         width = out.shape[1] if output_major else out.shape[2]
         Module("lora_gradient", GATHERS=int(gathers), WIDTH=width, RANK=self.A, TOP_K=self.K, OUTPUT_MAJOR=int(output_major),
                DEPTH=self.depth)(
-            "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out,
+            "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out, adds,
             shared=self.depth * (64 * 256 + 64 * self.A * 2))
 
     def up(self):
@@ -216,8 +215,8 @@ class Experts:
             "combine_backward", self.T, 256, self.dxr, self.position, self.partial, self.partial_count, self.R, dx,
             self.dweight)
 
-    def gradients(self):
-        self.gradient(self.q1, self.x, self.da1, True, False)
-        self.gradient(self.p1, self.dgate_up, self.db1, False, True)
-        self.gradient(self.q2w, self.act2, self.da2, False, False)
-        self.gradient(self.p2w, self.dy, self.db2, True, True)
+    def gradients(self, adds=0):
+        self.gradient(self.q1, self.x, self.da1, True, False, adds)
+        self.gradient(self.p1, self.dgate_up, self.db1, False, True, adds)
+        self.gradient(self.q2w, self.act2, self.da2, False, False, adds)
+        self.gradient(self.p2w, self.dy, self.db2, True, True, adds)

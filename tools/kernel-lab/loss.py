@@ -96,19 +96,39 @@ def router_case(T, E, K, dtype, normalizes, auxiliary, levels=None):
            order=order, same=repeats, kept=kept, **errors)
 
 
+def cuts(counts, most, unit):
+    """[expert, first row, rows] of tiles of at most `most` rows; those of an expert differ by one unit of rows, if one is given"""
+    start, tiles = 0, []
+    for expert, count in enumerate(counts):
+        n, row = -(-count // most), 0
+        units = -(-count // unit) if unit else 0
+        for i in range(n):
+            rows = min(unit * (units // n + (i < units % n)) if unit else most, count - row)
+            tiles.append([expert, start + row, rows, 0])
+            row += rows
+        start += count
+    return torch.tensor(tiles, device="cuda", dtype=i32).view(-1, 4)
+
+
 def order_case(T, K, E, offset):
-    """routing_order"""
+    """routing"""
     ids = torch.randint(0, E, (T * K + offset,), device="cuda", dtype=i32)[offset:]
     if T > 9: ids[T // 2 * K:] = 1  # crowded
     R = T * K
     order, position, start = poison(R, dtype=i32), poison(R, dtype=i32), poison(E + 1, dtype=i32)
-    Module("routing", EXPERTS=E)("routing_order", E, 1024, ids, order, position, start, R)
+    tiles, parts = (poison(4 * (R // n + E), dtype=i32) for n in (128, 192))
+    tile_count, part_count = poison(1, dtype=i32), poison(1, dtype=i32)
+    Module("routing", EXPERTS=E)("routing", max(1, -(-R // 1024)), 1024, ids, order, position, start, tiles, tile_count, parts,
+                                 part_count, R)
     expected = ids.long().sort(stable=True).indices
     inverse = torch.empty_like(expected).scatter_(0, expected, torch.arange(R, device="cuda"))
-    counts = torch.bincount(ids.long(), minlength=E).cumsum(0)
+    counts = torch.bincount(ids.long(), minlength=E)
     good = torch.equal(order[:R].long(), expected) and torch.equal(position[:R].long(), inverse)
-    good = good and torch.equal(start[1:-1].long(), counts) and start[0].item() == 0
-    report(f"routing_order T {T} K {K} E {E} offset {offset}", good and untouched(order, position, start))
+    good = good and torch.equal(start[1:-1].long(), counts.cumsum(0)) and start[0].item() == 0
+    for found, number, want in ((tiles, tile_count, cuts(counts.tolist(), 128, 0)), (parts, part_count, cuts(counts.tolist(), 192, 16))):
+        n = number[0].item()
+        good = good and n == len(want) and torch.equal(found[:4 * n].view(-1, 4), want)
+    report(f"routing T {T} K {K} E {E} offset {offset}", good and untouched(order, position, start, tiles, parts))
 
 
 def router_edges():
@@ -403,13 +423,14 @@ def router_rates():
     routed = route(logits, K, 1)
     p, lse, expert, weight = routed
     d, dw = poison(T, E, dtype=bf16), torch.randn(T, K, device="cuda")
-    order, position, offset = (torch.empty(n, dtype=i32, device="cuda") for n in (T * K, T * K, E + 1))
+    tables = [torch.empty(n, dtype=i32, device="cuda") for n in (
+        T * K, T * K, E + 1, 4 * (T * K // 128 + E), 1, 4 * (T * K // 192 + E), 1)]
     m = Module("router", EXPERTS=E, TOP_K=K, HALF=1)
     show(f"T {T} E {E} K {K}", times({
         "route": lambda: m("route", T // 8, 256, logits, p, lse, expert, weight, T, 1),
-        "routing_order": lambda: Module("routing", EXPERTS=E)("routing_order", E, 1024, expert, order, position, offset, T * K),
+        "routing": lambda: Module("routing", EXPERTS=E)("routing", T * K // 1024, 1024, expert, *tables, T * K),
         "route_backward": lambda: m("route_backward", T // 8, 256, p, lse, expert, weight, dw, None, 0.0, d, T, 1)}, inner=20),
-        lambda n: 12 * T * K if "order" in n else 6 * T * E)
+        lambda n: 12 * T * K if n == "routing" else 6 * T * E)
 
 
 def loss_rates():

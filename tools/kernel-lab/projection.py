@@ -93,7 +93,7 @@ class Layers:
             "projection", GRID, 384, *self.maps[key], *outs, residual, self.T, self.I, *self.three(self.widths, 0),
             sum(1 << s for s in self.adapted), shared=232448)
 
-    def gradients(self):
+    def gradients(self, adds=0):
         jobs = [(self.q[s], self.x, self.da[s], self.I, 0) for s in self.adapted]
         jobs += [(self.p[s], self.dy[s], self.db[s], self.widths[s], 1) for s in self.adapted]
         words = [(ctypes.c_uint64 * 16)(), (ctypes.c_uint64 * 16)()]
@@ -102,7 +102,7 @@ class Layers:
         if jobs:
             pieces = sum(-(-j[3] // 128) for j in jobs)
             Module("projection_gradient", RANK=self.A)(
-                "projection_gradient", (pieces, 8), 128, *words, self.T, shared=2 * (16384 + 128 * self.A))
+                "projection_gradient", (pieces, 8), 128, *words, self.T, adds, shared=2 * (16384 + 128 * self.A))
 
 
 def error(value, reference):
@@ -113,16 +113,16 @@ def error(value, reference):
 
 def check(T, I, widths, A, tile, adapted=None, residual=False, seed=1):
     e = Layers(T, I, widths, A, adapted, seed)
-    d = lambda t: t.double()
+    d, adds = lambda t: t.double(), T % 2
     y0, dx0 = rand(T + 1, widths[0]), rand(T + 1, I)
 
     def run():
         for t in e.y + [e.dx] + e.p + e.q: t.fill_(float("nan"))
-        for t in e.da + e.db: t.fill_(0.5)
+        for t in e.da + e.db: t.fill_(0.5 if adds else float("nan"))
         if residual: e.y[0].copy_(y0); e.dx.copy_(dx0)
         e.low(False); e.product(False, tile, e.y[0] if residual else None)
         e.low(True); e.product(True, tile, e.dx if residual else None)
-        e.gradients()
+        e.gradients(adds)
         torch.cuda.synchronize()
         values = {f"y{s}": e.y[s] for s in range(e.n)} | {"dx": e.dx}
         for s in e.adapted: values |= {f"p{s}": e.p[s], f"q{s}": e.q[s], f"da{s}": e.da[s], f"db{s}": e.db[s]}
@@ -135,7 +135,7 @@ def check(T, I, widths, A, tile, adapted=None, residual=False, seed=1):
         if s in e.adapted:
             p, q = d(e.p[s][:T]), d(e.q[s][:T])
             want[f"p{s}"], want[f"q{s}"] = e.scale * d(e.x) @ d(e.a[s]).T, e.scale * d(e.dy[s]) @ d(e.b[s])
-            want[f"da{s}"], want[f"db{s}"] = 0.5 + q.T @ d(e.x), 0.5 + d(e.dy[s]).T @ p
+            want[f"da{s}"], want[f"db{s}"] = 0.5 * adds + q.T @ d(e.x), 0.5 * adds + d(e.dy[s]).T @ p
             y, dx = y + p @ d(e.b[s]).T, dx + q @ d(e.a[s])
         want[f"y{s}"] = y + d(y0[:T]) if residual and s == 0 else y
     want["dx"] = dx + d(dx0[:T]) if residual else dx

@@ -1,12 +1,13 @@
 // The gradients of the experts' adapters: sums over an expert's rows of outer products.
 //
-// Math       dM_e += sum over rows of e of u[row]^T v[row]; dA = q^T x, dB = dy^T p (either weighted in u, lora_project.cu)
+// Math       dM_e (+)= sum over rows of e of u[row]^T v[row]; dA = q^T x, dB = dy^T p (either weighted in u, lora_project.cu)
 // Shapes     u bf16 [R, A]; v bf16 [T, C] (gathered) or [R, C]; dM float [E, A, C], or [E, C, A] with -DOUTPUT_MAJOR.
 //            C a multiple of 8; A of 16. dM has the first OWN_RANK of A, if that is given.
-// Budget     2 R A C FLOPs; bytes 2 R C (1 + A / 128) + 8 E A C. Bound by bytes.
+// Budget     2 R A C FLOPs; bytes 2 R C (1 + A / 128) + 4 E A C, and as many again where it `adds`. Bound by bytes.
 // Launch     -DGATHERS -DWIDTH=C -DRANK=A -DTOP_K -DOUTPUT_MAJOR -DDEPTH (pieces of 64 rows in shared memory);
 //            <<<(C / 128 rounded up, E), 128>>>, DEPTH (16384 + 128 A) bytes of dynamic shared memory.
-// Numerics   one block owns a piece of dM and walks the rows in order: reproducible. An expert without rows is left alone.
+// Numerics   one block owns a piece of dM and walks the rows in order: reproducible. Without `adds` what stands in dM is not
+//            read: 0 + sum is written, and zeros for an expert without rows.
 // Reference  CPUBackend.expertsBackward (innerColumns, hiddenColumns).
 #include "common.cuh"
 
@@ -76,14 +77,14 @@ __device__ __forceinline__ void accumulate(float (&d)[2][groups][4], u32 shared,
 }
 
 extern "C" __global__ void __launch_bounds__(128) lora_gradient(
-    const bf16* u_RA, const bf16* v, const int* order, const int* offset_E1, float* gradient) {
+    const bf16* u_RA, const bf16* v, const int* order, const int* offset_E1, float* gradient, int adds) {
     begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const u32 shared = shared_address(memory);
     const int expert = blockIdx.y, column = blockIdx.x * 128;
     const int start = offset_E1[expert], count = offset_E1[expert + 1] - start;
     const int blocks = ceil_div(count, 64);
-    if (blocks == 0) return;
+    if (blocks == 0 && adds) return;
     float d[2][groups][4] = {};
     // The indices of the next fetch are on their way before it starts.
     Rows rows;
@@ -110,13 +111,19 @@ extern "C" __global__ void __launch_bounds__(128) lora_gradient(
     }
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float* out = gradient + (u64)expert * OWN_RANK * WIDTH;
+    const auto each = [&](auto use) {
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
+        for (int m = 0; m < 2; ++m) {
 #pragma unroll
-        for (int i = 0; i < 2 * groups * 2; ++i) {
-            const int half = i / 2 % 2, rank = i / 4 * 8 + lane % 4 * 2 + i % 2;
-            const int c = column + warp * 32 + m * 16 + lane / 4 + 8 * half;
-            if (c < WIDTH && rank < OWN_RANK) out[OUTPUT_MAJOR ? (u64)c * OWN_RANK + rank : (u64)rank * WIDTH + c] += d[m][i / 4][i % 4];
+            for (int i = 0; i < 2 * groups * 2; ++i) {
+                const int half = i / 2 % 2, rank = i / 4 * 8 + lane % 4 * 2 + i % 2;
+                const int c = column + warp * 32 + m * 16 + lane / 4 + 8 * half;
+                const u64 at = OUTPUT_MAJOR ? (u64)c * OWN_RANK + rank : (u64)rank * WIDTH + c;
+                if (c < WIDTH && rank < OWN_RANK) use(out[at], d[m][i / 4][i % 4]);
+            }
         }
-    }
+    };
+    // All loads are under way before the first store.
+    if (adds) each([](const float& before, float& sum) { sum += before; });
+    each([](float& place, const float& sum) { place = 0.0f + sum; });
 }

@@ -1,6 +1,6 @@
 // The gradients of projections' adapters on Hopper, all of a call in one launch: sums over rows of outer products.
 //
-// Math       dM_j += u_j^T v_j; dA = q^T x, dB = dy^T p (p and q carry the scale, projection_low.cu)
+// Math       dM_j (+)= u_j^T v_j; dA = q^T x, dB = dy^T p (p and q carry the scale, projection_low.cu)
 // Shapes     u_j bf16 [T, r]; v_j bf16 [T, C_j]; dM_j float [r, C_j], or [C_j, r] where `output_major`. C_j multiples of 8; r of
 //            16 (at most 128). Any T.
 // Budget     2 T r C FLOPs; bytes 2 T C (1 + r / 128) each. q, k and v of Qwen3-30B-A3B at T = 4096 read 92 MB, of which 50 are x
@@ -8,7 +8,7 @@
 // Launch     -DRANK; <<<(sum of C_j / 128 rounded up, 8), 128>>>, 2 (16384 + 128 r) bytes of dynamic shared memory. The eight
 //            blocks of a piece of dM are a cluster: each sums an eighth of the rows, and finishes an eighth of the piece. (A
 //            ring of four was slower: then not all clusters fit the GPU at once.)
-// Numerics   rows in order inside a block, the blocks' sums in order: reproducible.
+// Numerics   rows in order inside a block, the blocks' sums in order: reproducible. Without `adds` dM is not read: 0 + sum is written.
 // Reference  CPUBackend.linearBackward.
 #include "common.cuh"
 
@@ -91,7 +91,7 @@ __device__ __forceinline__ u64 place(const Job& job, int column, int i, bool& in
 }
 
 extern "C" __global__ void __cluster_dims__(1, parts, 1) __launch_bounds__(128) projection_gradient(
-    const __grid_constant__ Jobs first, const __grid_constant__ Jobs second, int rows) {
+    const __grid_constant__ Jobs first, const __grid_constant__ Jobs second, int rows, int adds) {
     begin_kernel();
     extern __shared__ __align__(128) u8 memory[];
     const u32 shared = shared_address(memory);
@@ -142,7 +142,7 @@ extern "C" __global__ void __cluster_dims__(1, parts, 1) __launch_bounds__(128) 
         for (int part = 0; part < parts; ++part) total += x[part];
         bool inside;
         const u64 at = place(job, column, i, inside);
-        if (inside) job.gradient[at] += total;
+        if (inside) job.gradient[at] = (adds ? job.gradient[at] : 0.0f) + total;
     }
     // The others may still be reading here.
     cluster_barrier();

@@ -1,25 +1,23 @@
-// The order in which the expert kernels walk the routed rows, made on the device.
+// The order in which the expert kernels walk the routed rows, and the tables of their tiles, made on the device in one launch.
 //
 // Math       order_R: flat indices t K + k grouped by expert, ascending inside a group; position_R its inverse; offset_E1 the
 //            groups' starts; tiles: blocks of at most 128 consecutive rows of one expert, by expert and row; parts: the same
 //            for grouped_gemm_dx_sm90.cu, an expert's rows in the fewest blocks of at most 192, which differ by 16 or so.
 // Shapes     expert_TK int32 [R]; order, position int32 [R]; offset int32 [E + 1]; tiles [R / 128 + E]; parts [R / 192 + E];
 //            tile_count, part_count int32 [1].
-// Budget     each expert's block reads the R ids twice, from L2: 8 R E bytes; nothing else counts.
-// Launch     -DEXPERTS (at most 1024). `routing_order` <<<E, 1024>>>, then `routing_tiles` and `routing_parts` <<<1, 1024>>>. No
-//            grid depends on the routing, and the host never reads a count.
-// Numerics   integers in a fixed order: the same bytes each run, no atomics. Ids outside 0 ..< E are the caller's fault.
+// Budget     each block of 1024 rows reads all R ids, from L2, and counts them: R^2 / 256 bytes, R adds to shared memory a block.
+// Launch     -DEXPERTS (at most 1024); <<<max(1, R / 1024 rounded up), 1024>>>. No grid depends on the routing, and the host
+//            never reads a count.
+// Numerics   integers. Counts by atomic adds, which come to the same in any order; places by the ids before each: the same bytes
+//            each run. Ids outside 0 ..< E are the caller's fault.
 // Reference  CPUBackend.route.
 #include "common.cuh"
 
-/// Sum over the block of 1024 threads, in every thread.
-__device__ __forceinline__ int block_sum(int x, int* shared) {
-    x = warp_sum(x);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    return warp_sum(shared[threadIdx.x % 32]);
-}
+constexpr int threads = 1024;
+constexpr int warps = threads / 32;
+/// Warps whose counts of an expert fit a byte together.
+constexpr int group_warps = 8;
+constexpr int groups = ceil_div(warps, group_warps);
 
 /// Sum over the threads before this one; `total` over all.
 __device__ __forceinline__ int block_scan(int x, int* shared, int& total) {
@@ -39,94 +37,89 @@ __device__ __forceinline__ int block_scan(int x, int* shared, int& total) {
     return before + sum - x;
 }
 
-/// This thread's 8 consecutive ids of the round that starts at `base`; behind the last one, no expert's.
-__device__ __forceinline__ void load_ids(const int* expert_TK, int base, int rows, int (&ids)[8]) {
-    const int first = base + threadIdx.x * 8;
-    if (first + 8 <= rows && (u64)expert_TK % 16 == 0) {
-        const Vector a = load128(expert_TK + first), b = load128(expert_TK + first + 4);
-        const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+/// Adds up how often each expert is chosen in rows before `first`, and from there on.
+__device__ __forceinline__ void count(const int* expert_TK, int rows, int first, int* before_E, int* after_E) {
+    constexpr int ahead = 16;
+    for (int base = 0; base < rows; base += ahead * threads) {
+        int ids[ahead];
 #pragma unroll
-        for (int j = 0; j < 8; ++j) ids[j] = (int)words[j];
-    } else {
+        for (int j = 0; j < ahead; ++j) ids[j] = expert_TK[min(base + j * threads + (int)threadIdx.x, rows - 1)];
 #pragma unroll
-        for (int j = 0; j < 8; ++j) ids[j] = first + j < rows ? expert_TK[first + j] : EXPERTS;
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(1024) routing_order(
-    const int* expert_TK, int* order_R, int* position_R, int* offset_E1, int rows) {
-    begin_kernel();
-    __shared__ int shared[32];
-    const int expert = blockIdx.x;
-    constexpr int round = 8 * 1024;
-    int smaller = 0, ids[8];
-#pragma unroll 4
-    for (int base = 0; base < rows; base += round) {
-        load_ids(expert_TK, base, rows, ids);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) smaller += ids[j] < expert;
-    }
-    int start = block_sum(smaller, shared);
-    if (threadIdx.x == 0) offset_E1[expert] = start;
-    if (threadIdx.x == 0 && expert == 0) offset_E1[EXPERTS] = rows;
-    for (int base = 0; base < rows; base += round) {
-        load_ids(expert_TK, base, rows, ids);
-        u32 mine = 0;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) mine |= (u32)(ids[j] == expert) << j;
-        int total;
-        int place = start + block_scan(__popc(mine), shared, total);
-        for (; mine; mine &= mine - 1, ++place) {
-            const int flat = base + threadIdx.x * 8 + __ffs(mine) - 1;
-            order_R[place] = flat;
-            position_R[flat] = place;
+        for (int j = 0; j < ahead; ++j) {
+            const int start = base + j * threads;
+            if (start + (int)threadIdx.x < rows) atomicAdd((start < first ? before_E : after_E) + ids[j], 1);
         }
-        start += total;
     }
 }
 
-/// Of the thread's expert; none behind the last.
-struct Rows {
-    int expert = threadIdx.x, start = 0, count = 0;
-
-    __device__ __forceinline__ explicit Rows(const int* offset_E1) {
-        if (expert >= EXPERTS) return;
-        start = offset_E1[expert];
-        count = offset_E1[expert + 1] - start;
-    }
-};
-
-extern "C" __global__ void __launch_bounds__(1024) routing_tiles(const int* offset_E1, Tile* tiles, int* tile_count) {
-    begin_kernel();
-    __shared__ int shared[32];
-    const Rows own(offset_E1);
+/// The tiles and parts of this thread's expert, which has `rows` rows from `start` on. Rows of parts are dealt out by `part_unit`; the
+/// first parts have one unit more if they do not come out even.
+__device__ __forceinline__ void cut(
+    int expert, int start, int rows, int* shared, Tile* tiles, int* tile_count, Tile* parts, int* part_count) {
     int total;
-    int index = block_scan(ceil_div(own.count, tile_rows), shared, total);
-    for (int row = 0; row < own.count; row += tile_rows) {
-        tiles[index++] = Tile{own.expert, own.start + row, min(tile_rows, own.count - row), 0};
+    tiles += block_scan(ceil_div(rows, tile_rows), shared, total);
+    for (int row = 0; row < rows; row += tile_rows) {
+        *tiles++ = Tile{expert, start + row, min(tile_rows, rows - row), 0};
     }
     if (threadIdx.x == 0) *tile_count = total;
-}
-
-/// Rows are dealt out by `part_unit`; the first parts have one unit more if they do not come out even.
-extern "C" __global__ void __launch_bounds__(1024) routing_parts(const int* offset_E1, Tile* parts, int* part_count) {
-    begin_kernel();
-    __shared__ int shared[32];
-    const Rows own(offset_E1);
-    const int mine = ceil_div(own.count, part_rows), units = ceil_div(own.count, part_unit);
-    int total;
+    const int mine = ceil_div(rows, part_rows), units = ceil_div(rows, part_unit);
     parts += block_scan(mine, shared, total);
     for (int i = 0, row = 0; i < mine; ++i) {
-        const int rows = min(part_unit * (units / mine + (i < units % mine)), own.count - row);
-        parts[i] = Tile{own.expert, own.start + row, rows, 0};
-        row += rows;
+        const int count = min(part_unit * (units / mine + (i < units % mine)), rows - row);
+        parts[i] = Tile{expert, start + row, count, 0};
+        row += count;
     }
     if (threadIdx.x == 0) *part_count = total;
 }
 
-/// The inverse of an order that is there already: position[order[i]] = i. <<<R / 256 rounded up, 256>>>
-extern "C" __global__ void __launch_bounds__(256) routing_position(const int* order, int* position, int rows) {
+extern "C" __global__ void __launch_bounds__(1024) routing(
+    const int* expert_TK, int* order_R, int* position_R, int* offset_E1, Tile* tiles, int* tile_count, Tile* parts,
+    int* part_count, int rows) {
     begin_kernel();
-    const int i = blockIdx.x * 256 + threadIdx.x;
-    if (i < rows) position[order[i]] = i;
+    // First the numbers of rows before and from the block's first one on, then `before` the place of its first one.
+    __shared__ int before_E[EXPERTS], after_E[EXPERTS], shared[32];
+    // Rows of a warp, then of the warps of its group before it; rows of the groups before.
+    __shared__ u32 words[warps * EXPERTS / 4];
+    __shared__ u16 earlier[groups - 1][EXPERTS];
+    u8* within = (u8*)words;
+    for (int i = threadIdx.x; i < EXPERTS; i += threads) before_E[i] = after_E[i] = 0;
+    for (int i = threadIdx.x; i < warps * EXPERTS / 4; i += threads) words[i] = 0;
+    __syncthreads();
+    const int first = blockIdx.x * threads, flat = first + threadIdx.x, warp = threadIdx.x / 32;
+    count(expert_TK, rows, first, before_E, after_E);
+    const bool is_row = flat < rows;
+    const int own = is_row ? expert_TK[flat] : EXPERTS;
+    const u32 same = __match_any_sync(0xffffffffu, own), lanes_before = (1u << threadIdx.x % 32) - 1;
+    const int rank = __popc(same & lanes_before);
+    if (is_row && rank == 0) within[warp * EXPERTS + own] = __popc(same);
+    __syncthreads();
+
+    const int expert = threadIdx.x, own_rows = expert < EXPERTS ? before_E[expert] + after_E[expert] : 0;
+    int total;
+    const int start = block_scan(own_rows, shared, total);
+    if (expert < EXPERTS) {
+        int sum = 0, in_group = 0;
+#pragma unroll
+        for (int w = 0; w < warps; ++w) {
+            if (w % group_warps == 0) {
+                if (w > 0) earlier[w / group_warps - 1][expert] = sum;
+                in_group = 0;
+            }
+            const int n = within[w * EXPERTS + expert];
+            within[w * EXPERTS + expert] = in_group;
+            in_group += n;
+            sum += n;
+        }
+        before_E[expert] += start;
+        if (blockIdx.x == 0) offset_E1[expert] = start;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) offset_E1[EXPERTS] = rows;
+    __syncthreads();
+    if (is_row) {
+        const int group = warp / group_warps;
+        const int place = before_E[own] + (group > 0 ? earlier[group - 1][own] : 0) + within[warp * EXPERTS + own] + rank;
+        order_R[place] = flat;
+        position_R[flat] = place;
+    }
+    if (blockIdx.x == 0) cut(expert, start, own_rows, shared, tiles, tile_count, parts, part_count);
 }

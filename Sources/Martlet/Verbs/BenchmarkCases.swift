@@ -107,7 +107,7 @@ struct OpCases {
                 name: "linearBackward", shape: adapted, flops: product + 2 * low, bytes: bytes,
                 setUp: { backend.linear(x, layer, firstRow: 0, into: y, adds: false) }
             ) { _ in
-                backend.linearBackward(x, layer, firstRow: 0, y, into: dx, adds: false)
+                backend.linearBackward(x, layer, firstRow: 0, y, into: dx, adds: false, gradients: .first)
             }
         ]
     }

@@ -47,10 +47,12 @@ struct ExpertLoad {
 
 extension OpCases {
     private func makeRouting() -> Routing {
-        Routing(
+        let tableCount = backend.routingTableCount(rows: s.T * s.K, experts: s.E)
+        return Routing(
             probability_TE: memory.zeros([s.T, s.E]), logSumExp_T: memory.zeros([s.T]),
             expert_TK: memory.ids([s.T, s.K]), weight_TK: memory.zeros([s.T, s.K]),
-            order_R: memory.ids([s.T * s.K]), offset_E1: memory.ids([s.E + 1]))
+            order_R: memory.ids([s.T * s.K]), offset_E1: memory.ids([s.E + 1]),
+            tables: tableCount == 0 ? nil : memory.ids([tableCount]))
     }
 
     private var routerOptions: RouterOptions { RouterOptions(expertsPerToken: s.K, normalizesTopK: true) }
@@ -111,7 +113,7 @@ extension OpCases {
             }, prepare: { backend.set(t.hidden, to: t.kept) }
         ) { _ in
             backend.expertsBackward(
-                t.x, t.routing, t.experts, firstRow: 0, t.hidden, t.dy, into: t.dx, t.dweight)
+                t.x, t.routing, t.experts, firstRow: 0, t.hidden, t.dy, into: t.dx, t.dweight, gradients: .first)
         }
     }
 

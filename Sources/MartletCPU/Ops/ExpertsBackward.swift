@@ -3,10 +3,11 @@ package import MartletCore
 extension CPUBackend {
     package func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        into dx_TH: Tensor, _ dweight_TK: Tensor
+        into dx_TH: Tensor, _ dweight_TK: Tensor, gradients: Accumulation
     ) {
         let size = ExpertsSize(x_TH, routing, experts)
         precondition(dy_TH.count == x_TH.count && dx_TH.count == x_TH.count && dweight_TK.count == size.r)
+        if gradients == .first { zero(experts.gradients) }
         zero(dx_TH)
         guard size.r > 0 else { return }
         var layout = scratch()

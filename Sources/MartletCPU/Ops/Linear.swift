@@ -72,10 +72,12 @@ extension CPUBackend {
     }
 
     package func linearBackward(
-        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool
+        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool,
+        gradients: Accumulation
     ) {
         let size = LinearSize(x_TI, layer)
         precondition(dy_TO.count == size.t * size.o)
+        if gradients == .first { zero(layer.gradients) }
         guard size.t > 0 else { return }
         let scratch = size.scratch(in: self)
         let x = x_TI.floats, dy = dy_TO.floats

@@ -19,6 +19,7 @@ extension CUDABackend {
     ) {
         let call = AttentionCall(q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, spans, scale)
         guard q_TQD.count > 0, call.hasQueries else { return }
+        guard !device.isRehearsing else { return rehearseHopperAttention(call) }
         if hopperAttention(call) { return }
         if cudnnAttention(q_TQD, k_UGD, v_UGD, spans, scale: scale, into: o_TQD, logSumExp_TQ: logSumExp_TQ) { return }
         device.timed("attention") {
@@ -37,6 +38,7 @@ extension CUDABackend {
         precondition(do_TQD.count == q_TQD.count && dq_TQD.count == q_TQD.count)
         precondition(dk_UGD.count == k_UGD.count && dv_UGD.count == k_UGD.count)
         guard q_TQD.count > 0, call.hasQueries else { return }
+        guard !device.isRehearsing else { return rehearseHopperAttention(call) }
         if prefersHopperBackward(call), hopperAttentionBackward(call, gradients) { return }
         if cudnnAttentionBackward(
             q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, do_TQD, spans, scale: scale, into: dq_TQD, adding: dk_UGD, dv_UGD)

@@ -120,6 +120,12 @@ extension CUDABackend {
         return true
     }
 
+    /// Asks for the kernels of both passes.
+    func rehearseHopperAttention(_ call: AttentionCall) {
+        guard hasHopperAttention(headSize: call.size) else { return }
+        for pass in ["forward", "backward", "finish"] { _ = device.kernel("attention_sm90_\(pass).cu", "") }
+    }
+
     private func hopperDelta(
         _ call: AttentionCall, _ gradients: AttentionGradients, _ temporary: HopperBackwardScratch
     ) {

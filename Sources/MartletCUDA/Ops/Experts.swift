@@ -11,10 +11,8 @@ package enum ExpertsPath: String, Sendable, CaseIterable {
 }
 
 extension ExpertsSize {
-    /// Entries of the tile map: blocks of at most 128 rows of one expert.
+    /// The most blocks of at most 128 rows of one expert.
     var tileCount: Int { r / 128 + e }
-    /// The same for the parts of at most 192 rows that grouped_gemm_dx_sm90.cu takes.
-    var partCount: Int { r / 192 + e }
 
     /// What keeps the grouped kernels from computing these; nil: nothing.
     func obstacle(_ dtype: DType, dropsOut: Bool, trainsWeights: Bool) -> String? {
@@ -50,16 +48,16 @@ extension CUDABackend {
 
     package func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        into dx_TH: Tensor, _ dweight_TK: Tensor
+        into dx_TH: Tensor, _ dweight_TK: Tensor, gradients: Accumulation
     ) {
         let size = ExpertsSize(x_TH, routing, experts), path = expertsPath(experts, size)
-        guard size.r > 0 else { return }
+        guard size.r > 0 else { return gradients == .first ? zero(experts.gradients) : () }
         device.timed("expertsBackward") {
             path == .loop
                 ? LoopExperts(self, size, routing, experts, firstRow)
-                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK)
+                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK, gradients)
                 : GroupedExperts(self, path, size, routing, experts)
-                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK)
+                    .backward(x_TH, gateUp_RF, dy_TH, dx_TH, dweight_TK, gradients)
         }
     }
 

@@ -4,7 +4,7 @@ internal import MartletCore
 struct GroupedScratch {
     // The adapters in the compute dtype, at the padded rank; B also transposed, as the backward pass reads it.
     let a1_EAH, b1_EFA, b1_EAF, a2_EAF, b2_EHA, b2_EAH: Tensor
-    let position_R, tiles, tileCount, parts, partCount: Tensor
+    let tables: Tensor
     let act_RF: Tensor
     /// The down projection's output, or the gradient of the rows of x.
     let rows_RH: Tensor
@@ -20,11 +20,7 @@ struct GroupedScratch {
         a2_EAF = half(&scratch, [s.e, s.a, s.f])
         b2_EHA = half(&scratch, [s.e, s.h, s.a])
         b2_EAH = half(&scratch, [s.e, s.a, s.h])
-        position_R = scratch.take([s.r], .int32)
-        tiles = scratch.take([s.tileCount, 4], .int32)
-        tileCount = scratch.take([1], .int32)
-        parts = scratch.take([s.partCount, 4], .int32)
-        partCount = scratch.take([1], .int32)
+        tables = scratch.take([RoutingTables.count(rows: s.r, experts: s.e)], .int32)
         act_RF = half(&scratch, [s.r, s.f])
         rows_RH = half(&scratch, [s.r, s.h])
         p_RA = half(&scratch, [s.r, s.a])
@@ -48,6 +44,7 @@ struct GroupedExperts {
     private let routing: Routing
     private let experts: Experts
     private let scratch: GroupedScratch
+    private let tables: RoutingTables
     /// The adapters' own rank; `size` has a multiple of 16.
     private let rank: Int
     /// The adapters in the compute dtype, at `size`'s rank.
@@ -72,6 +69,7 @@ struct GroupedExperts {
         var layout = backend.scratch()
         let scratch = GroupedScratch(&layout, size, backend.computeDType)
         self.scratch = scratch
+        tables = backend.tables(of: routing, at: scratch.tables)
         func half(_ factor: Tensor?, _ place: Tensor) -> Tensor {
             guard let factor, isPadded || factor.dtype != place.dtype else { return factor ?? place }
             if isPadded { backend.pad(factor, into: place) } else { backend.convert(factor, into: place) }
@@ -84,7 +82,6 @@ struct GroupedExperts {
     }
 
     func forward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ y_TH: Tensor?, _ residual_TH: Tensor) {
-        prepare()
         if let lora = experts.gateUpAdapter, !makesLow(.up) {
             project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true)
         }
@@ -98,15 +95,17 @@ struct GroupedExperts {
         device.launch(
             kernel, Grid(size.t), block: 256,
             [
-                .tensor(scratch.rows_RH), .tensor(scratch.position_R), .tensor(routing.weight_TK), .tensor(y_TH),
+                .tensor(scratch.rows_RH), .tensor(tables.position_R), .tensor(routing.weight_TK), .tensor(y_TH),
                 .tensor(residual_TH),
             ])
     }
 
     /// dgateUp takes the place of `gateUp_RF`.
-    func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
-        prepare()
-        let s = scratch
+    func backward(
+        _ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor,
+        _ accumulation: Accumulation
+    ) {
+        let s = scratch, adds = accumulation.adds
         if let lora = experts.downAdapter, !makesLow(.dact) {
             transpose(b2_EHA, into: s.b2_EAH)
             project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
@@ -116,22 +115,22 @@ struct GroupedExperts {
             if lora.low == nil {
                 project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
             }
-            gradient(s.q2w_RA, s.act_RF, into: lora.da, gathers: false, outputMajor: false)
-            gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, gathers: true, outputMajor: true)
+            gradient(s.q2w_RA, s.act_RF, into: lora.da, adds: adds, gathers: false, outputMajor: false)
+            gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, adds: adds, gathers: true, outputMajor: true)
         }
         if let lora = experts.gateUpAdapter {
             transpose(b1_EFA, into: s.b1_EAF)
             project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
-            gradient(s.q1_RA, x_TH, into: lora.da, gathers: true, outputMajor: false)
+            gradient(s.q1_RA, x_TH, into: lora.da, adds: adds, gathers: true, outputMajor: false)
             if lora.low == nil { project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true) }
-            gradient(p1_RA, gateUp_RF, into: lora.db, gathers: false, outputMajor: true)
+            gradient(p1_RA, gateUp_RF, into: lora.db, adds: adds, gathers: false, outputMajor: true)
         }
         product(.dx, gateUp_RF, gateUp_RF, into: s.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine_backward", combineDefines)
         device.launch(
             kernel, Grid(size.t), block: 256,
             [
-                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial),
+                .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(s.partial),
                 .int(partialCount), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
             ])
     }
@@ -174,17 +173,6 @@ struct GroupedExperts {
 
     private var combineDefines: [KernelDefine] { [KernelDefine("HIDDEN", size.h), KernelDefine("TOP_K", size.k)] }
 
-    /// The inverse of the routing's order, and the tile map.
-    private func prepare() {
-        let defines = [KernelDefine("EXPERTS", size.e)]
-        device.launch(
-            device.kernel("routing.cu", "routing_position", defines), Grid(ceilDiv(size.r, 256)), block: 256,
-            [.tensor(routing.order_R), .tensor(scratch.position_R), .int(size.r)])
-        device.launch(
-            device.kernel("routing.cu", "routing_tiles", defines), 1, block: 1024,
-            [.tensor(routing.offset_E1), .tensor(scratch.tiles), .tensor(scratch.tileCount)])
-    }
-
     /// B [E, O, A] as [E, A, O].
     private func transpose(_ b_EOA: Tensor, into b_EAO: Tensor) {
         let outputs = b_EOA.shape[1]
@@ -208,15 +196,17 @@ struct GroupedExperts {
                 device.kernel("lora_project.cu", "lora_project", shape + tile.defines), Grid(2 * size.tileCount),
                 block: 256,
                 [
-                    .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(scratch.tiles),
-                    .tensor(scratch.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
+                    .tensor(source), .tensor(matrix_EAI), .tensor(routing.order_R), .tensor(tables.tiles),
+                    .tensor(tables.tileCount), .tensor(routing.weight_TK), .float(scale), .tensor(p_RA),
                     .optional(weighted),
                 ])
         }
     }
 
-    /// dM += u^T v over the rows of each expert.
-    private func gradient(_ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, gathers: Bool, outputMajor: Bool) {
+    /// dM (+)= u^T v over the rows of each expert.
+    private func gradient(
+        _ u_RA: Tensor, _ v: Tensor, into dM: Tensor?, adds: Bool, gathers: Bool, outputMajor: Bool
+    ) {
         guard let dM else { return }
         let width = dM.shape[outputMajor ? 1 : 2]
         let shape =
@@ -231,7 +221,10 @@ struct GroupedExperts {
                 "lora_gradient.cu", "lora_gradient", shape + tile.defines, sharedBytes: tile.sharedBytes(rank: size.a))
             device.launch(
                 kernel, Grid(ceilDiv(width, 128), size.e), block: 128,
-                [.tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM)])
+                [
+                    .tensor(u_RA), .tensor(v), .tensor(routing.order_R), .tensor(routing.offset_E1), .tensor(dM),
+                    .int(adds ? 1 : 0),
+                ])
         }
     }
 
@@ -243,7 +236,7 @@ struct GroupedExperts {
             KernelDefine("TOP_K", size.k), KernelDefine("RANK", hasAdapter ? size.a : 0),
         ]
         let rest: [KernelArgument] = [
-            .tensor(a), .tensor(routing.order_R), .tensor(scratch.tiles), .tensor(scratch.tileCount),
+            .tensor(a), .tensor(routing.order_R), .tensor(tables.tiles), .tensor(tables.tileCount),
             .tensor(routing.weight_TK), .tensor(gateUp_RF), .tensor(out), .optional(act_RF), .tensor(scratch.partial),
             .int(size.r),
         ]
@@ -262,13 +255,10 @@ struct GroupedExperts {
 
     /// dX on Hopper: tiles of its own, which follow the routing more closely.
     private func inputGradient(_ maps: [KernelArgument], _ defines: [KernelDefine], into out: Tensor) {
-        device.launch(
-            device.kernel("routing.cu", "routing_parts", [KernelDefine("EXPERTS", size.e)]), 1, block: 1024,
-            [.tensor(routing.offset_E1), .tensor(scratch.parts), .tensor(scratch.partCount)])
         let kernel = device.kernel("grouped_gemm_dx_sm90.cu", "grouped_gemm_dx", defines, sharedBytes: 216_256)
         device.launch(
             kernel, Grid(device.multiprocessorCount), block: 384,
-            maps + [.tensor(scratch.parts), .tensor(scratch.partCount), .tensor(out)])
+            maps + [.tensor(tables.parts), .tensor(tables.partCount), .tensor(out)])
     }
 
     private func portable(

@@ -3,7 +3,7 @@ internal import MartletCore
 /// Temporaries of the loop: the adapters in the compute dtype, and every routed row once at each station.
 struct LoopScratch {
     let a1_EAH, b1_EFA, a2_EAF, b2_EHA: Tensor
-    let position_R: Tensor
+    let tables: Tensor
     /// Rows of x, or of dy.
     let input_RH, rows_RH: Tensor
     let act_RF, dact_RF: Tensor
@@ -19,7 +19,7 @@ struct LoopScratch {
         b1_EFA = scratch.take([s.e, 2 * s.f, s.a], dtype)
         a2_EAF = scratch.take([s.e, s.a, s.f], dtype)
         b2_EHA = scratch.take([s.e, s.h, s.a], dtype)
-        position_R = scratch.take([s.r], .int32)
+        tables = scratch.take([RoutingTables.count(rows: s.r, experts: s.e)], .int32)
         input_RH = scratch.take([s.r, s.h], dtype)
         rows_RH = scratch.take([s.r, s.h], dtype)
         act_RF = scratch.take([s.r, s.f], dtype)
@@ -41,6 +41,7 @@ struct LoopExperts {
     private let routing: Routing
     private let experts: Experts
     private let scratch: LoopScratch
+    private let tables: RoutingTables
     /// The step's flat index of the tile's first routed row.
     private let firstFlat: Int
     /// The rows of each expert that has any.
@@ -56,10 +57,11 @@ struct LoopExperts {
         firstFlat = firstRow * size.k
         let dropsOut = experts.gateUpAdapter?.dropout != nil || experts.downAdapter?.dropout != nil
         scratch = LoopScratch(&layout, size, backend.computeDType, dropsOut: dropsOut)
+        tables = backend.tables(of: routing, at: scratch.tables)
         var offsets = [Int32](repeating: 0, count: size.e + 1)
         offsets.withUnsafeMutableBytes { backend.download(routing.offset_E1, into: $0) }
         groups =
-            device.failure != nil
+            device.isIdle
             ? []
             : (0..<size.e).compactMap { expert in
                 let rows = Int(offsets[expert])..<Int(offsets[expert + 1])
@@ -97,17 +99,20 @@ struct LoopExperts {
                 s.act_RF.rows(rows), lowInput.rows(rows), experts.down_EHF[e], s.low_RA.rows(rows),
                 experts.downAdapter, s.a2_EAF[e], s.b2_EHA[e], into: s.rows_RH.rows(rows))
         }
-        position()
         backend.set(y_TH, to: residual_TH)
         launch(
             "combine_rows", size.t,
             [
-                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(routing.weight_TK), .tensor(y_TH), .int(size.h),
+                .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(routing.weight_TK), .tensor(y_TH), .int(size.h),
             ])
     }
 
-    func backward(_ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor) {
-        let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f])
+    func backward(
+        _ x_TH: Tensor, _ gateUp_RF: Tensor, _ dy_TH: Tensor, _ dx_TH: Tensor, _ dweight_TK: Tensor,
+        _ accumulation: Accumulation
+    ) {
+        let s = scratch, gateUp_RF = gateUp_RF.reshaped([size.r, 2 * size.f]), adds = accumulation.adds
+        if !adds { zeroGradientsWithoutRows() }
         gather(dy_TH, weighted: false, into: s.input_RH)
         for (e, rows) in groups {
             productBackward(
@@ -128,7 +133,7 @@ struct LoopExperts {
             gradients(
                 s.act_RF.rows(rows), lowInput.rows(rows), s.input_RH.rows(rows), experts.downAdapter, e, s.a2_EAF[e],
                 s.b2_EHA[e],
-                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.ddown_EHF?[e])
+                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.ddown_EHF?[e], adds: adds)
         }
         gather(x_TH, weighted: false, into: s.input_RH)
         for (e, rows) in groups {
@@ -142,15 +147,14 @@ struct LoopExperts {
             gradients(
                 s.input_RH.rows(rows), lowInput.rows(rows), gateUp_RF.rows(rows), experts.gateUpAdapter, e, s.a1_EAH[e],
                 s.b1_EFA[e],
-                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e])
+                s.p_RA.rows(rows), s.q_RA.rows(rows), experts.dgateUp_EFH?[e], adds: adds)
         }
-        position()
         backend.zero(dx_TH)
         launch(
             "combine_backward", size.t,
             [
-                .tensor(s.rows_RH), .tensor(s.position_R), .tensor(s.partial_R), .tensor(dx_TH), .tensor(dweight_TK),
-                .int(size.h),
+                .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(s.partial_R), .tensor(dx_TH),
+                .tensor(dweight_TK), .int(size.h),
             ])
     }
 
@@ -187,22 +191,29 @@ struct LoopExperts {
         backend.blas.product(Operand(q), Operand(a), into: low, alpha: lora.scale)
     }
 
-    /// dW += dy^T x, and with x under dropout dA += s (dy B)^T x;  dB += s dy^T (x A^T)
+    /// dW (+)= dy^T x, and with x under dropout dA (+)= s (dy B)^T x;  dB (+)= s dy^T (x A^T)
     private func gradients(
         _ x: Tensor, _ lowInput: Tensor, _ dy: Tensor, _ lora: LoRA?, _ expert: Int, _ a: Tensor, _ b: Tensor,
-        _ p: Tensor, _ q: Tensor, _ dweight: Tensor?
+        _ p: Tensor, _ q: Tensor, _ dweight: Tensor?, adds: Bool
     ) {
         let blas = backend.blas
-        if let dweight { blas.product(Operand(dy).transposed, Operand(x), into: dweight, adds: true) }
+        if let dweight { blas.product(Operand(dy).transposed, Operand(x), into: dweight, adds: adds) }
         guard let lora else { return }
         if let da = lora.da?[expert] {
             blas.product(Operand(dy), Operand(b), into: q)
             blas.product(
-                Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale * lora.growth, adds: true)
+                Operand(q).transposed, Operand(lowInput), into: da, alpha: lora.scale * lora.growth, adds: adds)
         }
         if let db = lora.db?[expert] {
             blas.product(Operand(lowInput), Operand(a).transposed, into: p, alpha: lora.growth)
-            blas.product(Operand(dy).transposed, Operand(p), into: db, alpha: lora.scale, adds: true)
+            blas.product(Operand(dy).transposed, Operand(p), into: db, alpha: lora.scale, adds: adds)
+        }
+    }
+
+    private func zeroGradientsWithoutRows() {
+        let occupied = Set(groups.map(\.expert))
+        for expert in 0..<size.e where !occupied.contains(expert) {
+            for gradient in experts.gradients { backend.zero(gradient[expert]) }
         }
     }
 
@@ -239,13 +250,6 @@ struct LoopExperts {
                 .long(Int(truncatingIfNeeded: dropout.key)), .int(dropout.threshold), .float(scale),
                 .int(rows.shape[1]), .int(adds ? 1 : 0),
             ])
-    }
-
-    private func position() {
-        device.launch(
-            device.kernel("routing.cu", "routing_position", [KernelDefine("EXPERTS", size.e)]),
-            Grid(ceilDiv(size.r, 256)), block: 256,
-            [.tensor(routing.order_R), .tensor(scratch.position_R), .int(size.r)])
     }
 
     private func launch(_ entry: String, _ blocks: Int, _ arguments: [KernelArgument]) {

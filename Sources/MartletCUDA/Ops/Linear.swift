@@ -58,40 +58,46 @@ extension CUDABackend {
     }
 
     package func linearBackward(
-        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool
+        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool,
+        gradients: Accumulation
     ) {
-        guard x_TI.count > 0 else { return }
+        guard x_TI.count > 0 else { return gradients == .first ? zero(layer.gradients) : () }
         device.timed("linearBackward") {
             if let hopper = HopperProjection(self, x_TI, [layer]) {
-                hopper.backward([dy_TO], into: dx_TI, residual_TI: adds ? dx_TI : nil)
+                hopper.backward([dy_TO], into: dx_TI, residual_TI: adds ? dx_TI : nil, gradients)
             } else {
-                LinearCall(self, x_TI, layer, firstRow: firstRow).backward(x_TI, dy_TO, into: dx_TI, adds: adds)
+                LinearCall(self, x_TI, layer, firstRow: firstRow)
+                    .backward(x_TI, dy_TO, into: dx_TI, adds: adds, gradients)
             }
-            trainWhole(x_TI, layer, dy_TO)
+            trainWhole(x_TI, layer, dy_TO, gradients)
         }
     }
 
     package func linearBackward(
-        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor,
+        gradients: Accumulation
     ) {
         guard x_TI.count > 0, let hopper = HopperProjection(self, x_TI, layers) else {
             for (s, layer) in layers.enumerated() {
-                linearBackward(x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0)
+                linearBackward(
+                    x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0, gradients: gradients)
             }
             return
         }
         device.timed("linearBackward") {
-            hopper.backward(dy_TO, into: dx_TI, residual_TI: nil)
-            for (layer, dy_TO) in zip(layers, dy_TO) { trainWhole(x_TI, layer, dy_TO) }
+            hopper.backward(dy_TO, into: dx_TI, residual_TI: nil, gradients)
+            for (layer, dy_TO) in zip(layers, dy_TO) { trainWhole(x_TI, layer, dy_TO, gradients) }
         }
     }
 
-    /// dW += dy^T x;  db += the sum of dy's rows
-    private func trainWhole(_ x_TI: Tensor, _ layer: Linear, _ dy_TO: Tensor) {
+    /// dW (+)= dy^T x;  db (+)= the sum of dy's rows
+    private func trainWhole(_ x_TI: Tensor, _ layer: Linear, _ dy_TO: Tensor, _ gradients: Accumulation) {
         if let dweight_OI = layer.dweight_OI {
-            blas.product(Operand(dy_TO).transposed, Operand(x_TI), into: dweight_OI, adds: true)
+            blas.product(Operand(dy_TO).transposed, Operand(x_TI), into: dweight_OI, adds: gradients.adds)
         }
-        if let dbias_O = layer.dbias_O { addColumns(dy_TO, adding: dbias_O) }
+        guard let dbias_O = layer.dbias_O else { return }
+        if gradients == .first { zero(dbias_O) }
+        addColumns(dy_TO, adding: dbias_O)
     }
 }
 
@@ -168,9 +174,11 @@ private struct LinearCall {
     }
 
     /// dx (+)= dy W, and what the adapter adds.
-    func backward(_ x_TI: Tensor, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool) {
+    func backward(
+        _ x_TI: Tensor, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool, _ gradients: Accumulation
+    ) {
         if let dx_TI { backend.blas.product(Operand(dy_TO), Operand(weight_OI), into: dx_TI, adds: adds) }
-        if let factors { backward(x_TI, dy_TO, factors, dx_TI) }
+        if let factors { backward(x_TI, dy_TO, factors, dx_TI, adds: gradients.adds) }
     }
 
     /// x, with the adapter's dropout if it has one.
@@ -188,17 +196,17 @@ private struct LinearCall {
         return p_TA
     }
 
-    /// q = dy B;  dx += s q A;  dB += s dy^T p;  dA += s q^T x
-    private func backward(_ x_TI: Tensor, _ dy_TO: Tensor, _ factors: Factors, _ dx_TI: Tensor?) {
+    /// q = dy B;  dx += s q A;  dB (+)= s dy^T p;  dA (+)= s q^T x
+    private func backward(_ x_TI: Tensor, _ dy_TO: Tensor, _ factors: Factors, _ dx_TI: Tensor?, adds: Bool) {
         let blas = backend.blas, scale = factors.scale
         let q_TA = scratch.q.reshaped([T, factors.a_AI.shape[0]]), x_TI = input(x_TI, factors)
         blas.product(Operand(dy_TO), Operand(factors.b_OA), into: q_TA)
         if let db_OA = factors.db_OA {
             let p_TA = factors.low_TA ?? project(x_TI, factors)
-            blas.product(Operand(dy_TO).transposed, Operand(p_TA), into: db_OA, alpha: scale, adds: true)
+            blas.product(Operand(dy_TO).transposed, Operand(p_TA), into: db_OA, alpha: scale, adds: adds)
         }
         if let da_AI = factors.da_AI {
-            blas.product(Operand(q_TA).transposed, Operand(x_TI), into: da_AI, alpha: scale, adds: true)
+            blas.product(Operand(q_TA).transposed, Operand(x_TI), into: da_AI, alpha: scale, adds: adds)
         }
         guard let dx_TI else { return }
         guard let dropout = factors.dropout else {

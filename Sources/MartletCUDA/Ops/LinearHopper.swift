@@ -78,11 +78,11 @@ struct HopperProjection {
         product(.forward, into: y_TO, residual_TO)
     }
 
-    /// dx = the sum of dy W + q A, + residual; dA += q^T x; dB += dy^T p.
-    func backward(_ dy_TO: [Tensor], into dx_TI: Tensor?, residual_TI: Tensor?) {
+    /// dx = the sum of dy W + q A, + residual; dA (+)= q^T x; dB (+)= dy^T p.
+    func backward(_ dy_TO: [Tensor], into dx_TI: Tensor?, residual_TI: Tensor?, _ accumulation: Accumulation) {
         projectBack(dy_TO)
         if adapted.contains(where: { $0.1.adapter?.low == nil && $0.1.adapter?.db != nil }) { projectDown() }
-        gradients(dy_TO)
+        gradients(dy_TO, adds: accumulation.adds)
         if let dx_TI { product(.backward(dy_TO), into: [dx_TI], residual_TI) }
     }
 
@@ -116,7 +116,7 @@ struct HopperProjection {
     }
 
     /// Every dA and dB that is wanted, in one launch.
-    private func gradients(_ dy_TO: [Tensor]) {
+    private func gradients(_ dy_TO: [Tensor], adds: Bool) {
         let jobs =
             adapted.compactMap { _, layer in layer.adapter?.da.map { ProjectionJob(layer.q_TA, x_TI, $0, I) } }
             + adapted.compactMap { s, layer in
@@ -129,7 +129,10 @@ struct HopperProjection {
             sharedBytes: 2 * (16384 + 128 * rank))
         device.launch(
             kernel, Grid(pieces, 8), block: 128,
-            [ProjectionJob.block(jobs.prefix(4)), ProjectionJob.block(jobs.dropFirst(4)), .int(T)])
+            [
+                ProjectionJob.block(jobs.prefix(4)), ProjectionJob.block(jobs.dropFirst(4)), .int(T),
+                .int(adds ? 1 : 0),
+            ])
     }
 
     private enum Direction {
@@ -236,7 +239,7 @@ private struct LowShape {
     }
 }
 
-/// `Job` of projection_gradient.cu: dM += u^T v.
+/// `Job` of projection_gradient.cu: dM (+)= u^T v.
 private struct ProjectionJob {
     let u_TA, v_TC, gradient: Tensor
     let width: Int

@@ -1,10 +1,39 @@
 package import MartletCore
 
-/// The inverse of the routing's order, which `routing_order` writes along with it.
-struct RouterScratch {
+/// What the expert kernels read beside the routing's order, all made in one launch (routing.cu).
+struct RoutingTables {
+    /// The inverse of the order.
     let position_R: Tensor
+    /// Blocks of at most 128 rows of one expert, and parts of at most 192: four numbers each.
+    let tiles, parts: Tensor
+    let tileCount, partCount: Tensor
 
-    init(_ scratch: inout Scratch, rows: Int) { position_R = scratch.take([rows], .int32) }
+    /// Over `memory`, which has `count` int32.
+    init(_ memory: Tensor, rows: Int, experts: Int) {
+        var start = 0
+        let pieces = RoutingTables.counts(rows, experts).map { count in
+            defer { start += roundUp(count, to: 4) }
+            return memory.rows(start..<start + count)
+        }
+        (position_R, tiles, parts, tileCount, partCount) = (pieces[0], pieces[1], pieces[2], pieces[3], pieces[4])
+    }
+
+    static func count(rows: Int, experts: Int) -> Int {
+        counts(rows, experts).reduce(0) { $0 + roundUp($1, to: 4) }
+    }
+
+    private static func counts(_ rows: Int, _ experts: Int) -> [Int] {
+        [rows, 4 * (rows / 128 + experts), 4 * (rows / 192 + experts), 1, 1]
+    }
+}
+
+/// Tables that nobody keeps.
+struct RouterScratch {
+    let tables: Tensor
+
+    init(_ scratch: inout Scratch, rows: Int, experts: Int) {
+        tables = scratch.take([RoutingTables.count(rows: rows, experts: experts)], .int32)
+    }
 }
 
 extension CUDABackend {
@@ -14,7 +43,7 @@ extension CUDABackend {
         precondition(logits_TE.dtype == computeDType && routing.weight_TK.dtype == .float32)
         precondition(routing.offset_E1.count == E + 1 && routing.order_R.count == R)
         var layout = scratch()
-        let position_R = RouterScratch(&layout, rows: R).position_R
+        let scratch = RouterScratch(&layout, rows: R, experts: E)
         device.timed("route") {
             device.launch(
                 routerKernel("route", E, options), Grid(ceilDiv(T, 8)), block: 256,
@@ -23,13 +52,34 @@ extension CUDABackend {
                     .tensor(routing.expert_TK), .tensor(routing.weight_TK), .int(T),
                     .int(options.normalizesTopK ? 1 : 0),
                 ])
-            device.launch(
-                device.kernel("routing.cu", "routing_order", [KernelDefine("EXPERTS", E)]), Grid(E), block: 1024,
-                [
-                    .tensor(routing.expert_TK), .tensor(routing.order_R), .tensor(position_R),
-                    .tensor(routing.offset_E1), .int(R),
-                ])
+            order(routing, into: RoutingTables(routing.tables ?? scratch.tables, rows: R, experts: E))
         }
+    }
+
+    /// The tables that `route` left, or the same in `place`.
+    func tables(of routing: Routing, at place: Tensor) -> RoutingTables {
+        let R = routing.order_R.count, E = routing.offset_E1.count - 1
+        if let kept = routing.tables { return RoutingTables(kept, rows: R, experts: E) }
+        let tables = RoutingTables(place, rows: R, experts: E)
+        order(routing, into: tables)
+        return tables
+    }
+
+    /// The order of the rows by their experts, and the tables.
+    private func order(_ routing: Routing, into tables: RoutingTables) {
+        let R = routing.order_R.count, E = routing.offset_E1.count - 1
+        device.launch(
+            device.kernel("routing.cu", "routing", [KernelDefine("EXPERTS", E)]), Grid(max(1, ceilDiv(R, 1024))),
+            block: 1024,
+            [
+                .tensor(routing.expert_TK), .tensor(routing.order_R), .tensor(tables.position_R),
+                .tensor(routing.offset_E1), .tensor(tables.tiles), .tensor(tables.tileCount), .tensor(tables.parts),
+                .tensor(tables.partCount), .int(R),
+            ])
+    }
+
+    package func routingTableCount(rows: Int, experts: Int) -> Int {
+        experts == 0 ? 0 : RoutingTables.count(rows: rows, experts: experts)
     }
 
     package func routeBackward(

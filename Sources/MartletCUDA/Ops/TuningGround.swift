@@ -165,7 +165,7 @@ private struct ExpertsPart {
         // The routing weights' gradient goes where the probabilities stand, which are not needed any more.
         backend.expertsBackward(
             x_TH, routing, experts, firstRow: 0, gateUp_RF, x_TH, into: y_TH,
-            routing.probability_TE.reshaped([size.t, size.k]))
+            routing.probability_TE.reshaped([size.t, size.k]), gradients: .later)
     }
 }
 

@@ -156,6 +156,7 @@ final class BLAS: @unchecked Sendable {
             "product of \(a.tensor.shape) and \(b.tensor.shape) into \(c.shape)")
         guard m > 0, n > 0, k > 0, device.failure == nil else { return }
         if use == .off { return plainProduct(a, b, into: c, (m, n, k), alpha: alpha, adds: adds) }
+        guard !device.isIdle else { return }
         let key = PlanKey(
             m: m, n: n, k: k, transposesA: a.isTransposed, transposesB: b.isTransposed, input: a.tensor.dtype,
             output: c.dtype, alignment: [a.tensor, b.tensor, c].map { min(256, 1 << $0.address.trailingZeroBitCount) })

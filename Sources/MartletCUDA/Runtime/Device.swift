@@ -26,6 +26,9 @@ final class Device {
     private let cache: KernelCache
     private var modules: [KernelVariant: Driver.Pointer] = [:]
     private var kernels: [KernelKey: Kernel] = [:]
+    /// What a rehearsal has asked for; nil outside of one.
+    private var rehearsed: Set<KernelVariant>?
+    private let compiling = DispatchGroup()
 
     private struct KernelKey: Hashable {
         var module: KernelVariant
@@ -82,6 +85,13 @@ final class Device {
         }
     }
 
+    // NVRTC does not take it well when the process ends meanwhile.
+    deinit { finishCompiling() }
+
+    /// Whether nothing is launched or copied: in a rehearsal, or after an error.
+    var isIdle: Bool { isRehearsing || failure != nil }
+    var isRehearsing: Bool { rehearsed != nil }
+
     /// 90 for compute capability 9.0.
     var capability: Int { architecture.capability }
 
@@ -115,6 +125,10 @@ final class Device {
     func kernel(_ file: String, _ entry: String, _ defines: [KernelDefine] = [], sharedBytes: Int = 0) -> Kernel? {
         guard failure == nil else { return nil }
         let key = KernelKey(module: KernelVariant(file, defines), entry: entry)
+        guard !isRehearsing else {
+            rehearsed?.insert(key.module)
+            return nil
+        }
         if let kernel = kernels[key] { return kernel }
         do throws(MartletError) {
             let kernel = try load(key, sharedBytes)
@@ -126,13 +140,31 @@ final class Device {
         }
     }
 
+    /// The kernels that `body` would launch; in it they are not there, and nothing is launched or copied.
+    func rehearse(_ body: () -> Void) -> Set<KernelVariant> {
+        rehearsed = []
+        defer { rehearsed = nil }
+        body()
+        return rehearsed ?? []
+    }
+
     /// Compiles what the cache does not have, on all processors. What cannot be compiled fails again when it is loaded.
     func compile(_ variants: [KernelVariant]) {
+        beginCompiling(variants)
+        finishCompiling()
+    }
+
+    /// The same behind what follows.
+    func beginCompiling(_ variants: [KernelVariant]) {
         let (cache, compiler, architecture) = (cache, compiler, architecture)
-        DispatchQueue.concurrentPerform(iterations: variants.count) { i in
-            _ = try? cache.image(of: variants[i], for: architecture, by: compiler)
+        DispatchQueue.global().async(group: compiling) {
+            DispatchQueue.concurrentPerform(iterations: variants.count) { i in
+                _ = try? cache.image(of: variants[i], for: architecture, by: compiler)
+            }
         }
     }
+
+    func finishCompiling() { compiling.wait() }
 
     private func load(_ key: KernelKey, _ sharedBytes: Int) throws(MartletError) -> Kernel {
         if modules[key.module] == nil { modules[key.module] = try loadModule(key.module) }
@@ -193,7 +225,7 @@ final class Device {
 
     /// Waits for everything queued.
     func synchronize() {
-        guard failure == nil else { return }
+        guard !isIdle else { return }
         check(driver.streamSynchronize(stream), "the work queued so far")
     }
 

@@ -64,7 +64,7 @@ extension Device {
     /// the 128-byte swizzle or, where rows of a box are 32 bytes, the 32-byte one.
     func tensorMap(_ tensor: Tensor, sizes: [Int], box: [Int]) -> TensorMap {
         var map = TensorMap()
-        guard failure == nil, let encode = driver.tensorMapEncodeTiled else { return map }
+        guard !isIdle, let encode = driver.tensorMapEncodeTiled else { return map }
         var stride = 2
         var strides: [UInt64] = []
         for size in sizes.dropLast() {

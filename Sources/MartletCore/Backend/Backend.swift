@@ -2,8 +2,8 @@
 /// backend is an optimisation of it that must agree.
 ///
 /// Rules: an op writes where it is told and never allocates. Activations are overwritten (`into:`), or added to where
-/// the parameter says `adding:`; parameter gradients always accumulate (`accumulating:`). An optional gradient that is
-/// `nil` is not computed. Shapes stand in the names:
+/// the parameter says `adding:`; parameter gradients accumulate (`accumulating:`), those of projections and experts as
+/// `gradients:` says. An optional gradient that is `nil` is not computed. Shapes stand in the names:
 /// `T` tokens of a tile, `U` rows of the key/value buffer, `H` hidden, `V` vocabulary, `Q` query heads, `G` key/value
 /// heads, `D` head size, `E` experts, `K` experts a token, `R` = T x K routed rows, `F` expert (or MLP) inner size,
 /// `A` LoRA rank, `I`/`O` inputs and outputs of a projection, `N` any count.
@@ -18,6 +18,8 @@ package protocol Backend: AnyObject {
     var fetchesWeightsSlowly: Bool { get }
     /// Whether the backward pass is faster with the adapters' skinny products at hand (`LoRA.low`).
     var keepsLowProducts: Bool { get }
+    /// What `Routing.tables` takes for so many routed rows, in int32; 0: nothing is kept.
+    func routingTableCount(rows: Int, experts: Int) -> Int
 
     // MARK: Memory
 
@@ -32,6 +34,9 @@ package protocol Backend: AnyObject {
     func wait(for transfer: Transfer)
     /// Carves the scratch memory that ops of these shapes need; called once, before the first op.
     func reserveScratch(for shapes: ScratchShapes, in arena: Arena)
+    /// Lets a backend see ops to come, of all sizes: it may call `body`, in which nothing is computed, and make ready what they need
+    /// beside what follows.
+    func rehearse(_ body: () -> Void)
     /// What a person should know of the way in which such shapes are computed: that it is a slow one, and why.
     func remarks(on shapes: ScratchShapes) -> [String]
     /// Copies `source` (elements of `dtype`, on the host) into `destination`, converting to its dtype.
@@ -66,16 +71,18 @@ package protocol Backend: AnyObject {
     /// y = x W^T + b + s B (A dropout(x)); `adds` adds to what stands in y (the residual stream).
     /// `firstRow` is the tile's first token in the step: dropout depends on it and not on the tiling.
     func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, adds: Bool)
-    /// dx (+)= dy W + ...; dA, dB, dW, db accumulate where the layer has them. `dx_TI` nil: not wanted.
+    /// dx (+)= dy W + ...; dA, dB, dW, db, where the layer has them, overwrite or accumulate. `dx_TI` nil: not wanted.
     func linearBackward(
-        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool)
+        _ x_TI: Tensor, _ layer: Linear, firstRow: Int, _ dy_TO: Tensor, into dx_TI: Tensor?, adds: Bool,
+        gradients: Accumulation)
     /// y = residual + linear(x).
     func linear(_ x_TI: Tensor, _ layer: Linear, firstRow: Int, into y_TO: Tensor, residual_TO: Tensor)
     /// Each y = linear(x) of its layer: layers that share their input.
     func linear(_ x_TI: Tensor, _ layers: [Linear], firstRow: Int, into y_TO: [Tensor])
     /// dx = the sum of what each layer's `linearBackward` gives.
     func linearBackward(
-        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor)
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor,
+        gradients: Accumulation)
 
     // MARK: Attention
 
@@ -110,10 +117,10 @@ package protocol Backend: AnyObject {
     func experts(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, into gateUp_RF: Tensor,
         _ y_TH: Tensor?, residual_TH: Tensor)
-    /// The gradients of x and of the routing weights overwrite; adapters' and weights' gradients accumulate.
+    /// The gradients of x and of the routing weights overwrite; adapters' and weights' gradients as `gradients` says.
     func expertsBackward(
         _ x_TH: Tensor, _ routing: Routing, _ experts: Experts, firstRow: Int, _ gateUp_RF: Tensor, _ dy_TH: Tensor,
-        into dx_TH: Tensor, _ dweight_TK: Tensor)
+        into dx_TH: Tensor, _ dweight_TK: Tensor, gradients: Accumulation)
 
     /// y = silu(gate) * up, for a dense MLP.
     func swiGLU(_ gate_TF: Tensor, _ up_TF: Tensor, into y_TF: Tensor)
@@ -146,7 +153,11 @@ package protocol Backend: AnyObject {
 }
 
 extension Backend {
+    package func rehearse(_ body: () -> Void) {}
+
     package func remarks(on shapes: ScratchShapes) -> [String] { [] }
+
+    package func routingTableCount(rows: Int, experts: Int) -> Int { 0 }
 
     package func zero(_ tensors: [Tensor]) {
         for tensor in tensors { zero(tensor) }
@@ -164,10 +175,11 @@ extension Backend {
     }
 
     package func linearBackward(
-        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor
+        _ x_TI: Tensor, _ layers: [Linear], firstRow: Int, _ dy_TO: [Tensor], into dx_TI: Tensor,
+        gradients: Accumulation
     ) {
         for (s, layer) in layers.enumerated() {
-            linearBackward(x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0)
+            linearBackward(x_TI, layer, firstRow: firstRow, dy_TO[s], into: dx_TI, adds: s > 0, gradients: gradients)
         }
     }
 

@@ -1,3 +1,13 @@
+/// What an op does with what stands in the gradients of parameters.
+package enum Accumulation: Sendable {
+    /// The first contribution of a step overwrites it: with zeros where there is none, as of an expert without rows.
+    case first
+    /// Later ones are added to it.
+    case later
+
+    package var adds: Bool { self == .later }
+}
+
 /// A frozen or trained projection, with its adapter if it has one.
 package struct Linear: Sendable {
     package var weight_OI: Tensor
@@ -17,6 +27,9 @@ package struct Linear: Sendable {
         self.dweight_OI = dweight_OI
         self.dbias_O = dbias_O
     }
+
+    /// Those that are wanted.
+    package var gradients: [Tensor] { [adapter?.da, adapter?.db, dweight_OI, dbias_O].compactMap { $0 } }
 }
 
 /// A low-rank adapter (Hu et al. 2021): y += scale * B (A dropout(x)). The delta of the weight is never formed.
@@ -81,6 +94,12 @@ package struct Experts: Sendable {
         self.downAdapter = downAdapter
         self.dgateUp_EFH = dgateUp_EFH
         self.ddown_EHF = ddown_EHF
+    }
+
+    /// Those that are wanted.
+    package var gradients: [Tensor] {
+        [gateUpAdapter?.da, gateUpAdapter?.db, downAdapter?.da, downAdapter?.db, dgateUp_EFH, ddown_EHF]
+            .compactMap { $0 }
     }
 }
 
@@ -149,10 +168,13 @@ package struct Routing: Sendable {
     package var order_R: Tensor
     /// First position of each expert's group in `order_R`, and R at the end, int32 [E + 1].
     package var offset_E1: Tensor
+    /// Room for what a backend's experts read beside that, `Backend.routingTableCount` int32: `route` leaves it there for the same
+    /// backend's `experts` and `expertsBackward`. nil: they make it again.
+    package var tables: Tensor?
 
     package init(
         probability_TE: Tensor, logSumExp_T: Tensor, expert_TK: Tensor, weight_TK: Tensor, order_R: Tensor,
-        offset_E1: Tensor
+        offset_E1: Tensor, tables: Tensor? = nil
     ) {
         self.probability_TE = probability_TE
         self.logSumExp_T = logSumExp_T
@@ -160,6 +182,7 @@ package struct Routing: Sendable {
         self.weight_TK = weight_TK
         self.order_R = order_R
         self.offset_E1 = offset_E1
+        self.tables = tables
     }
 }
 

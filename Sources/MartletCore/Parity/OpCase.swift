@@ -58,6 +58,16 @@ package struct OpCase: Sendable {
         return (results, bench.sentinelsAreIntact)
     }
 
+    /// The same case as a step's first contribution: what stands in the gradients of parameters is no number.
+    package var first: OpCase {
+        var copy = self
+        copy.name += " first"
+        copy.sizes["first"] = 1
+        return copy
+    }
+
+    package var accumulation: Accumulation { self["first"] == 1 ? .first : .later }
+
     /// The same case with inputs that bfloat16 holds exactly, so that backends of either dtype start from the same
     /// numbers.
     package var inBFloat16: OpCase { rounded(1) }
@@ -77,6 +87,12 @@ package struct OpCase: Sendable {
     /// In the backend's compute dtype if none is given.
     package func tensor(_ input: String, _ shape: Shape, _ dtype: DType? = nil, in bench: OpBench) -> Tensor {
         bench.tensor(values(input), shape, dtype)
+    }
+
+    /// A parameter's gradient, nil where the case has no start of it.
+    package func gradient(_ name: String, _ shape: Shape, in bench: OpBench) -> Tensor? {
+        guard accumulation.adds || inputs["\(name).start"] == nil else { return bench.output(shape, .float32) }
+        return optional("\(name).start", shape, .float32, in: bench)
     }
 
     /// The tensor, or nil where the case has no such input.

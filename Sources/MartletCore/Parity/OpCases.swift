@@ -50,12 +50,13 @@ extension OpCase {
             let adapter = c.adapter("", [rank, i], [o, rank], in: bench)
             let layer = Linear(
                 weight_OI: c.tensor("weight", [o, i], in: bench), bias_O: c.optional("bias", [o], in: bench),
-                adapter: adapter, dweight_OI: c.optional("dweight.start", [o, i], .float32, in: bench),
-                dbias_O: c.optional("dbias.start", [o], .float32, in: bench))
+                adapter: adapter, dweight_OI: c.gradient("dweight", [o, i], in: bench),
+                dbias_O: c.gradient("dbias", [o], in: bench))
             let y = c.optional("y.start", [t, o], in: bench) ?? bench.output([t, o])
             let dx = c.optional("dx.start", [t, i], in: bench) ?? bench.output([t, i])
             bench.backend.linear(x, layer, firstRow: firstRow, into: y, adds: adds)
-            bench.backend.linearBackward(x, layer, firstRow: firstRow, dy, into: dx, adds: adds)
+            bench.backend.linearBackward(
+                x, layer, firstRow: firstRow, dy, into: dx, adds: adds, gradients: c.accumulation)
             return bench.values([
                 "y": y, "dx": dx, "da": adapter?.da, "db": adapter?.db, "dweight": layer.dweight_OI,
                 "dbias": layer.dbias_O,
@@ -91,7 +92,7 @@ extension OpCase {
             }
             let residual = c.tensor("residual", y[0].shape, in: bench), sum = bench.output(y[0].shape)
             bench.backend.linear(x, layers, firstRow: 0, into: y)
-            bench.backend.linearBackward(x, layers, firstRow: 0, dy, into: dx)
+            bench.backend.linearBackward(x, layers, firstRow: 0, dy, into: dx, gradients: c.accumulation)
             bench.backend.linear(x, layers[0], firstRow: 0, into: sum, residual_TO: residual)
             var results: [String: Tensor?] = ["dx": dx, "sum": sum]
             for s in outputs.indices {
@@ -268,8 +269,7 @@ extension OpCase {
         let dropout = scalars["dropout", default: 0]
         return LoRA(
             a: tensor(prefix + "a", a, .float32, in: bench), b: tensor(prefix + "b", b, .float32, in: bench),
-            da: optional("d\(prefix)a.start", a, .float32, in: bench),
-            db: optional("d\(prefix)b.start", b, .float32, in: bench),
+            da: gradient("d\(prefix)a", a, in: bench), db: gradient("d\(prefix)b", b, in: bench),
             scale: scalars["scale", default: 1],
             dropout: dropout > 0 ? Dropout(probability: dropout, key: 0x1234_5678_9ABC_DEF0) : nil)
     }

@@ -1,6 +1,6 @@
 extension Parity {
     /// Every op: sizes that divide nothing, sizes that vector units and tensor cores like, one row, and none at all.
-    package static let cases: [OpCase] = plain + projections + attention + routed
+    package static let cases: [OpCase] = plain + projections + attention + routed + first
 
     /// The cases whose names begin with the words of one of these, which may be an op alone; all if none is given.
     package static func cases(named names: [String]) throws(MartletError) -> [OpCase] {
@@ -48,6 +48,22 @@ extension Parity {
         .sharedLinear(seed: 2, t: 65, i: 200, outputs: [136, 64], rank: 32, adapted: [1]),
         .sharedLinear(seed: 3, t: 7, i: 33, outputs: [5, 9, 3], rank: 3, adapted: [0, 2]),
         .sharedLinear(seed: 4, t: 0, i: 64, outputs: [64, 8], rank: 16, adapted: [0]),
+    ]
+
+    /// Gradients overwritten: no rows, experts without any, adapters with dropout and without, whole weights.
+    private static let first: [OpCase] = [
+        .linear(seed: 2, t: 0, i: 8, o: 16, rank: 4).first,
+        .linear(seed: 4, t: 33, i: 257, o: 65, rank: 5, trainsWeight: true).first,
+        .linear(seed: 5, t: 257, i: 33, o: 7, rank: 3, dropout: 0.25, adds: true, firstRow: 1001).first,
+        .linear(seed: 9, t: 33, i: 72, o: 200, rank: 16, adds: true).first,
+        .sharedLinear(seed: 1, t: 257, i: 128, outputs: [256, 64, 72], rank: 16, adapted: [0, 1, 2]).first,
+        .experts(seed: 2, t: 0, h: 64, f: 64, e: 4, k: 2, rank: 4).first,
+        .experts(
+            seed: 3, t: 33, h: 33, f: 7, e: 9, k: 3, rank: 5, dropout: 0.3, trainsWeights: true, firstRow: 5
+        ).first,
+        .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16).first,
+        .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together).first,
+        .experts(seed: 11, t: 257, h: 128, f: 64, e: 8, k: 2, rank: 5).first,
     ]
 
     /// A sequence that began in an earlier tile, a short one and a whole one.

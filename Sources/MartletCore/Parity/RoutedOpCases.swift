@@ -72,8 +72,8 @@ extension OpCase {
                 down_EHF: c.tensor("down", [e, h, f], in: bench),
                 gateUpAdapter: c.adapter("gu", [e, rank, h], [e, 2 * f, rank], in: bench),
                 downAdapter: c.adapter("do", [e, rank, f], [e, h, rank], in: bench),
-                dgateUp_EFH: c.optional("dgateUp.start", [e, 2 * f, h], .float32, in: bench),
-                ddown_EHF: c.optional("ddown.start", [e, h, f], .float32, in: bench))
+                dgateUp_EFH: c.gradient("dgateUp", [e, 2 * f, h], in: bench),
+                ddown_EHF: c.gradient("ddown", [e, h, f], in: bench))
             let routing = c.routing(experts: e, in: bench)
             let saved = bench.output([t * k, 2 * f]), savedAgain = bench.output([t * k, 2 * f])
             let dweight = bench.output([t, k], .float32)
@@ -82,7 +82,7 @@ extension OpCase {
             bench.backend.experts(x, routing, experts, firstRow: firstRow, into: saved, y, residual_TH: start)
             bench.backend.experts(x, routing, experts, firstRow: firstRow, into: savedAgain, nil, residual_TH: start)
             bench.backend.expertsBackward(
-                x, routing, experts, firstRow: firstRow, saved, dy, into: dx, dweight)
+                x, routing, experts, firstRow: firstRow, saved, dy, into: dx, dweight, gradients: c.accumulation)
             return bench.values([
                 "gateUp": savedAgain, "y": y, "dx": dx, "dweight": dweight, "dgateUp": experts.dgateUp_EFH,
                 "ddown": experts.ddown_EHF,

@@ -95,7 +95,7 @@ struct Attention {
 
         backend.linearBackward(
             saved.output.output_TQD.flattened, weights.output, firstRow: first, dy_TH, into: doutput_TQD.flattened,
-            adds: false)
+            adds: false, gradients: tile.accumulation)
         if saved.rotated_TQD == nil {
             backend.rotate(saved.query_TQD, weights.queryNorm, rope, tile.positions_T, into: rotated_TQD)
         }
@@ -109,7 +109,8 @@ struct Attention {
             saved.key_TGD, weights.keyNorm, rope, tile.positions_T, gradients.key_UGD.rows(tile.rows), into: dkey_TGD)
         backend.linearBackward(
             x_TH, [weights.query, weights.key, weights.value], firstRow: first,
-            [rotated_TQD.flattened, dkey_TGD.flattened, gradients.value_UGD.rows(tile.rows).flattened], into: dx_TH)
+            [rotated_TQD.flattened, dkey_TGD.flattened, gradients.value_UGD.rows(tile.rows).flattened], into: dx_TH,
+            gradients: tile.accumulation)
     }
 }
 

@@ -15,6 +15,8 @@ struct Tile {
 
     var count: Int { rows.count }
     var firstRow: Int { rows.lowerBound }
+    /// Tiles come back in reverse order: the step's last one is the first to leave gradients.
+    var accumulation: Accumulation { place.number == place.count - 1 ? .first : .later }
     /// The how many-th tile it is in `layer`, those of the layers before counted.
     func turn(layer: Int) -> Int { layer * place.count + place.number }
 }

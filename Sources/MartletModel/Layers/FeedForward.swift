@@ -44,22 +44,26 @@ struct FeedForward {
         _ x_TH: Tensor, _ weights: LayerWeights, _ tile: Tile, _ workspace: Workspace, _ saved: FeedForwardSaved,
         _ auxiliary: RouterAuxiliary?, _ dy_TH: Tensor, into dx_TH: Tensor
     ) {
-        let first = tile.firstRow
+        let first = tile.firstRow, gradients = tile.accumulation
         switch (weights.feedForward, saved) {
         case (.dense(let gate, let up, let down), .dense(let gate_TF, let up_TF)):
             let activated_TF = workspace.inner_TF.rows(0..<tile.count)
             let dactivated_TF = workspace.dinner_TF.rows(0..<tile.count)
             backend.swiGLU(gate_TF, up_TF, into: activated_TF)
-            backend.linearBackward(activated_TF, down, firstRow: first, dy_TH, into: dactivated_TF, adds: false)
+            backend.linearBackward(
+                activated_TF, down, firstRow: first, dy_TH, into: dactivated_TF, adds: false, gradients: gradients)
             backend.swiGLUBackward(gate_TF, up_TF, dactivated_TF, into: gate_TF, up_TF)
-            backend.linearBackward(x_TH, [up, gate], firstRow: first, [up_TF, gate_TF], into: dx_TH)
+            backend.linearBackward(
+                x_TH, [up, gate], firstRow: first, [up_TF, gate_TF], into: dx_TH, gradients: gradients)
         case (.sparse(let router, let experts), .sparse(let routing, let gateUp_RF)):
             let logits_TE = workspace.logits_TE.rows(0..<tile.count)
             let dweight_TK = workspace.dweight_TK.rows(0..<tile.count)
             backend.expertsBackward(
-                x_TH, routing, experts, firstRow: first, gateUp_RF, dy_TH, into: dx_TH, dweight_TK)
+                x_TH, routing, experts, firstRow: first, gateUp_RF, dy_TH, into: dx_TH, dweight_TK, gradients: gradients
+            )
             backend.routeBackward(routing, options, dweight_TK, auxiliary, into: logits_TE)
-            backend.linearBackward(x_TH, router, firstRow: first, logits_TE, into: dx_TH, adds: true)
+            backend.linearBackward(
+                x_TH, router, firstRow: first, logits_TE, into: dx_TH, adds: true, gradients: gradients)
         default: preconditionFailure("a layer's saved activations do not fit its weights")
         }
     }

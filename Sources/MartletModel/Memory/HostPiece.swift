@@ -34,11 +34,12 @@ struct LeavingGradients {
         self.backend = backend
     }
 
-    /// Makes the layer's slot ready to be added to.
+    /// Makes the layer's slot ready.
     mutating func begin(layer: Int) {
         guard layer < memory.gradientPieces.count else { return }
         wait(slot: layer % 2)
-        backend.zero(memory.gradientPieces[layer].slot)
+        let parameters = memory.layerParameters[layer].map { memory.parameters[$0] }
+        backend.zero(parameters.filter(\.startsFromZero).map(\.accumulator))
     }
 
     /// The layer's gradients are complete.
@@ -46,7 +47,7 @@ struct LeavingGradients {
         guard layer < memory.gradientPieces.count else { return }
         let piece = memory.gradientPieces[layer], range = memory.layerParameters[layer]
         backend.sumsOfSquares(
-            of: range.map { memory.parameters[$0].accumulator }, into: memory.squares_P.rows(range))
+            of: range.map { memory.parameters[$0].accumulator }, into: memory.results.squares_P.rows(range))
         underWay[layer % 2] = backend.transfer(piece.slot, to: piece.home)
     }
 

@@ -3,10 +3,7 @@ internal import MartletCore
 /// All memory of a model under a plan. Carved from a measuring arena it is the memory table; from a real one, the run.
 final class ModelMemory {
     let tokens_T, targets_T, positions_T: Tensor
-    /// The loss of each row of the step.
-    let loss_T: Tensor
-    /// The routing's offsets of each sparse layer and tile, [sparse layers, tiles, E + 1]: read once a step.
-    let offset_LE1: Tensor
+    let results: StepResults
     /// Trained parameters, in a fixed order: embedding first, then layer by layer, then the head.
     let parameters: [Parameter]
     /// The same as they are while what lives in host memory visits the device.
@@ -15,8 +12,6 @@ final class ModelMemory {
     let layerParameters: [Range<Int>]
     /// Of the layers whose gradients, and whose optimizer state, live in host memory: the first ones.
     let gradientPieces, statePieces: [HostPiece]
-    /// Of these layers' parameters: the sums of squares of their gradients, the bits of doubles.
-    let squares_P: Tensor
     /// Adapter factors that are only applied.
     let appliedAdapters: [Weight: (a: Tensor, b: Tensor)]
     /// Embedding, final norm and head, unless they are trained.
@@ -28,7 +23,8 @@ final class ModelMemory {
     let dhidden_TH: Tensor?
     /// Rotated keys and values of the step; one a layer when generating, else shared.
     let keyValueRows: [KeyValueRows]
-    let dkeyValueRows: KeyValueRows?
+    /// The gradients of both, one behind the other.
+    let dkeyValues_2UGD: Tensor?
     /// The down projections' skinny products, one a layer: their backward pass reads what the forward pass made, and a layer that
     /// recomputes has no down projection. Of each token its rows side by side.
     let downLow: LayerTensors
@@ -57,17 +53,15 @@ final class ModelMemory {
         tokens_T = arena.carve([T], .int32, for: .workspace)
         targets_T = arena.carve([T], .int32, for: .workspace)
         positions_T = arena.carve([T], .int32, for: .workspace)
-        loss_T = arena.carve([T], for: .workspace)
-        let sparseCount = c.isSparse.count { $0 }, E = c.experts?.expertCount ?? 0
-        offset_LE1 = arena.carve([sparseCount, plan.tileCount, E + 1], .int32, for: .workspace)
 
         let trainables = Trainables(c, settings, plan, in: memory, dtype)
         parameters = trainables.parameters
         visiting = trainables.visiting
         layerParameters = trainables.layerParameters
         (gradientPieces, statePieces) = (trainables.gradientPieces, trainables.statePieces)
-        squares_P = arena.carve(
-            [gradientPieces.isEmpty ? 0 : trainables.parameters.count], .int64, for: .workspace)
+        results = StepResults(
+            tokens: T, offsets: [c.isSparse.count { $0 }, plan.tileCount, (c.experts?.expertCount ?? 0) + 1],
+            parameters: parameters.count, in: arena)
         appliedAdapters = trainables.applied
         let whole = Set(parameters.filter { $0.role == .whole }.map(\.weight))
 
@@ -90,7 +84,7 @@ final class ModelMemory {
                 key_UGD: arena.carve([T, G, D], dtype, for: row), value_UGD: arena.carve([T, G, D], dtype, for: row))
         }
         keyValueRows = (0..<(plan.caches ? L : 1)).map { _ in carveRows(plan.caches ? .cache : .workspace) }
-        dkeyValueRows = settings.trains ? carveRows(.workspace) : nil
+        dkeyValues_2UGD = settings.trains ? arena.carve([2, T, G, D], dtype, for: .workspace) : nil
 
         let lowRank = backend.keepsLowProducts && settings.trains ? settings.adapter?.rank ?? 0 : 0
         self.lowRank = lowRank
@@ -99,10 +93,15 @@ final class ModelMemory {
             lowRank > 0 ? [(lowShape, dtype)] : [], slots: plan.hiddenOut ? 2 : L, homes: plan.hiddenOut ? L : 0, of: L,
             for: plan.hiddenOut ? .hidden : .kept, backend, in: memory)
         let firstKept = L - plan.keptLayers, firstOutput = L - max(plan.keptOutputs, plan.keptLayers)
+        let tableCount = c.routingTableCount(plan, backend)
         kept = Dictionary(
             uniqueKeysWithValues: (firstKept..<L).map {
-                let isSparse = c.isSparse[$0]
-                return ($0, SavedActivations(keeping: c, isSparse: isSparse, plan, rank: lowRank, in: arena, dtype))
+                (
+                    $0,
+                    SavedActivations(
+                        keeping: c, isSparse: c.isSparse[$0], plan, rank: lowRank, tableCount: tableCount, in: arena,
+                        dtype)
+                )
             })
         keptOutputs = Dictionary(
             uniqueKeysWithValues: (firstOutput..<firstKept).map {

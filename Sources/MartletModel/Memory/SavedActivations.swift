@@ -16,9 +16,11 @@ struct SavedActivations {
     private let low: LowProducts
     private let keeps: Bool
 
-    /// Of a layer that keeps. `rank` of the adapters whose products are kept, 0: none.
+    /// Of a layer that keeps. `rank` of the adapters whose products are kept, 0: none; `tableCount` of a tile's `Routing.tables`.
     init(
-        keeping c: ModelConfiguration, isSparse: Bool, _ plan: ExecutionPlan, rank: Int, in arena: Arena, _ dtype: DType
+        keeping c: ModelConfiguration, isSparse: Bool, _ plan: ExecutionPlan, rank: Int, tableCount: Int,
+        in arena: Arena,
+        _ dtype: DType
     ) {
         let T = plan.stepTokens
         func carve(_ shape: Shape) -> Tensor { arena.carve(shape, dtype, for: .kept) }
@@ -35,7 +37,8 @@ struct SavedActivations {
             ) : nil
         feedForward = [
             FeedForwardActivations(
-                c, isSparse: isSparse, rows: T, tileTokens: plan.tileTokens, rank: rank, in: arena, for: .kept, dtype)
+                c, isSparse: isSparse, rows: T, tileTokens: plan.tileTokens, rank: rank, tableCount: tableCount,
+                in: arena, for: .kept, dtype)
         ]
         low = rank > 0 ? [.query: carve([T, rank]), .key: carve([T, rank]), .value: carve([T, rank])] : [:]
     }
@@ -62,8 +65,8 @@ struct SavedActivations {
     /// The rotated keys of the whole step, where they are kept.
     var rotatedKey_TGD: Tensor? { everything?.rotatedKey_TGD }
 
-    /// The part that belongs to `tile`, which has turn `turn`; `output` where attention's is elsewhere.
-    func saved(for tile: Tile, turn: Int, output elsewhere: AttentionOutput?) -> LayerSaved {
+    /// The part that belongs to `tile`, which has turn `turn`; `output` where attention's is elsewhere, as a routing's offsets are.
+    func saved(for tile: Tile, turn: Int, output elsewhere: AttentionOutput?, offset_E1: Tensor?) -> LayerSaved {
         let rows = keeps ? tile.rows : 0..<tile.count
         let keyRows = key_TGD.shape[0] >= tile.rows.upperBound ? tile.rows : rows
         guard let output = elsewhere ?? output?.rows(rows) else {
@@ -72,7 +75,7 @@ struct SavedActivations {
         let attention = AttentionSaved(
             query_TQD: query_TQD.rows(rows), key_TGD: key_TGD.rows(keyRows),
             rotated_TQD: everything?.rotated_TQD.rows(rows), output: output)
-        let (middle_TH, feedForward, rest) = feedForward[turn % feedForward.count].saved(rows)
+        let (middle_TH, feedForward, rest) = feedForward[turn % feedForward.count].saved(rows, offset_E1)
         var low = rest
         for (kind, tensor) in self.low { low[kind] = tensor.rows(kind == .query ? rows : keyRows) }
         return LayerSaved(

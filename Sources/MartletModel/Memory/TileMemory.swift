@@ -18,9 +18,11 @@ struct TileMemory {
         in memory: Memory
     ) {
         let T = plan.tileTokens, dtype = backend.computeDType, leaves = plan.tilesOut > 0
+        let tableCount = c.routingTableCount(plan, backend)
         func halves(_ isSparse: Bool, in arena: Arena) -> FeedForwardActivations {
             FeedForwardActivations(
-                c, isSparse: isSparse, rows: T, tileTokens: T, rank: rank, in: arena, for: .workspace, dtype)
+                c, isSparse: isSparse, rows: T, tileTokens: T, rank: rank, tableCount: tableCount, in: arena,
+                for: .workspace, dtype)
         }
         let kinds = Set(c.isSparse.dropLast(plan.keptLayers)).sorted { $0 && !$1 }
         byteCount =
