@@ -106,7 +106,7 @@ class Experts:
         poison = lambda *shape, dtype=bf16: torch.full(shape, float("nan"), device="cuda", dtype=dtype)
         ints = lambda n: torch.full((n,), -1, device="cuda", dtype=torch.int32)
         self.order, self.position, self.offset = ints(R), ints(R), ints(E + 1)
-        self.tiles, self.tile_count = ints(4 * (R // 128 + E)), ints(1)
+        self.tiles, self.tile_count = ints(4 * (R // 128 + E)), ints(2)
         self.parts, self.part_count = ints(4 * (R // 192 + E)), ints(1)
         # One row more than needed: it must stay NaN.
         self.gate_up, self.act, self.out = poison(R + 1, 2 * F), poison(R + 1, F), poison(R + 1, H)
@@ -166,8 +166,8 @@ class Experts:
         if self.inside(mode):
             low = {UP: self.p1, DOWN: self.p2w, DACT: self.q2w}[mode]
             return Module("grouped_gemm_low_sm90", **defines)(
-                "grouped_gemm_low", self.grid, 384, *self.maps[mode], a, *rest, low, float(self.scale), shared=231520)
-        Module("grouped_gemm_sm90", **defines)("grouped_gemm", self.grid, 384, *self.maps[mode], a, *rest, shared=231520)
+                "grouped_gemm_low", self.grid, 384, *self.maps[mode], a, *rest, low, float(self.scale), shared=231648)
+        Module("grouped_gemm_sm90", **defines)("grouped_gemm", self.grid, 384, *self.maps[mode], a, *rest, shared=231648)
 
     def gemm_portable(self, mode, defines, rest):
         rows, b, outputs = {UP: (self.x, self.wgu, 2 * self.F), DOWN: (self.act, self.wd, self.H),

@@ -13,7 +13,7 @@
 //            FlashAttention's way with its probabilities. The tiles of column 0 store it. 208 accumulators need 240 registers,
 //            which leaves the producers 24: a thread of those that gather has 4 rows (8 registers) and copies 2 chunks of each, and
 //            the rows of the next tile come through shared memory.
-// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors; 231520 bytes of dynamic shared memory.
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors; 231648 bytes of dynamic shared memory.
 //            Tensor maps a, b and b_ext as there; instead of p
 //              first  UP A1 {H, 16, E}, DOWN A2 {F, 16, E}, box {64, 16, 1}; DACT B2 {16, H, E}, box {16, 64, 1} in the
 //                     32-byte swizzle
@@ -38,8 +38,9 @@ constexpr int lists_at = weights_at + 8 * 128;
 constexpr int list_bytes = 128 * 4 + 16;
 /// What each consumer warp will need to know of its tile when the products are done.
 constexpr int works_at = lists_at + 2 * list_bytes;
-constexpr int barriers_at = works_at + 8 * 16;
-static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231520, "the launch's dynamic shared memory");
+constexpr int queue_at = works_at + 8 * 16;
+constexpr int barriers_at = queue_at + queue_bytes;
+static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231648, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 24;
 constexpr int consumer_registers = 240;
@@ -50,6 +51,7 @@ struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
     __device__ __forceinline__ u32 a() const { return stage(); }
     __device__ __forceinline__ u32 b() const { return a() + a_bytes; }
     __device__ __forceinline__ u32 low() const { return b() + b_bytes; }
+    __device__ __forceinline__ Queue queue() const { return {base + queue_at}; }
     /// Completed when warp `warp` % 4 of warpgroup `group` may use the desk.
     __device__ __forceinline__ u32 desk(int group, int warp) const { return turn(2) + 32 * group + 8 * (warp % 4); }
 };
@@ -82,20 +84,25 @@ __device__ __forceinline__ void load_step(const Ring& ring, const Maps& maps, in
 }
 
 /// The producer of a kernel that does not gather: one thread.
-__device__ __forceinline__ void produce(Ring ring, const Maps& maps, const Tile* tiles, const int* tile_count) {
+__device__ __forceinline__ void produce(Ring ring, const Maps& maps, const Tile* tiles, int* tile_count) {
     const int total = *tile_count * column_tiles;
-    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+    const Queue queue = ring.queue();
+    queue.begin(total);
+    int index;
+    for (int n = 0; (index = (int)load_shared32(queue.place(n))) >= 0; ++n) {
         const Tile tile = tiles[index / column_tiles];
+        const int taken = take_tile(index, tile_count + 1, total);
         for (int step = 0; step < steps; ++step, ring.next()) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
             load_step(ring, maps, step, tile, index % column_tiles * tile_columns);
         }
+        queue.put(n + 2, 2 * gridDim.x + taken, total);
     }
 }
 
 /// Puts tile `index` on a list; returns where the flat index of its row `thread` stands, or nil.
-__device__ __forceinline__ const int* find_row(const int* order, const Tile* tiles, int index, int total, u32 list) {
-    if (index >= total) return nullptr;
+__device__ __forceinline__ const int* find_row(const int* order, const Tile* tiles, int index, u32 list) {
+    if (index < 0) return nullptr;
     const Tile tile = tiles[index / column_tiles];
     if (threadIdx.x == 0) store_shared128(list + 512, Vector{(u32)tile.expert, (u32)tile.row, (u32)tile.count, 0});
     return (int)threadIdx.x < tile.count ? order + tile.row + threadIdx.x : nullptr;
@@ -105,20 +112,25 @@ __device__ __forceinline__ const int* find_row(const int* order, const Tile* til
 /// and i % 4 + 4, of 16 bytes, of rows i / 4 + 32 j; on a list its four rows stand side by side. Rows past the tile's end are not
 /// copied, and nobody reads them.
 __device__ __forceinline__ void produce_gathering(
-    Ring ring, const Maps& maps, const bf16* source, const int* order, const Tile* tiles, const int* tile_count) {
+    Ring ring, const Maps& maps, const bf16* source, const int* order, const Tile* tiles, int* tile_count) {
     const int total = *tile_count * column_tiles, thread = threadIdx.x;
     const u32 place = thread % 32 * 16 + thread / 32 * 4;
     const u32 swizzled = thread / 4 * 128 + ((thread % 4 ^ thread / 4 % 8) << 4);
     u32 list = ring.base + lists_at;
-    const int* at = find_row(order, tiles, blockIdx.x, total, list);
+    const Queue queue = ring.queue();
+    if (thread == 0) queue.begin(total);
+    const int* at = find_row(order, tiles, (int)blockIdx.x < total ? (int)blockIdx.x : -1, list);
     store_shared32(list + place, at ? *at / TOP_K : 0);
-    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+    for (int n = 0;; ++n) {
         const u32 other = 2 * (ring.base + lists_at) + list_bytes - list;
         asm volatile("bar.sync 1, 128;" ::: "memory");
-        // The next tile's row is on its way while this tile is copied.
-        at = find_row(order, tiles, index + gridDim.x, total, other);
-        int next = 0;
+        const int index = (int)load_shared32(queue.place(n));
+        if (index < 0) break;
+        // The next tile's row, and which is the one behind it, are on their way while this tile is copied.
+        at = find_row(order, tiles, (int)load_shared32(queue.place(n + 1)), other);
+        int next = 0, taken = 0;
         if (at) next = *at;
+        if (thread == 0) taken = take_tile(index, tile_count + 1, total);
         const int left = (int)load_shared32(list + 520) - thread / 4;
         const bf16* rows[4];
 #pragma unroll
@@ -148,7 +160,8 @@ __device__ __forceinline__ void produce_gathering(
             copy_async_arrive(ring.full());
         }
         // Nobody waits for it earlier.
-        asm volatile("" : "+r"(next));
+        asm volatile("" : "+r"(next), "+r"(taken));
+        if (thread == 0) queue.put(n + 2, 2 * gridDim.x + taken, total);
         list = other;
         store_shared32(list + place, next / TOP_K);
     }
@@ -178,14 +191,16 @@ __device__ __forceinline__ void multiply_step(float (&d)[2][values], const Ring&
     wgmma_commit();
 }
 
-/// A tile as the warp's place in shared memory holds it through the products, so that no register has to. `rest` is twice the count
-/// of tiles, and the parity of the turn.
+/// A tile as the warp's place in shared memory holds it through the products, so that no register has to; the block's `n`-th.
 struct Work {
-    int index, row, count, rest;
+    int index, row, count, n;
+
+    /// Of the barriers that the warpgroups pass to each other.
+    __device__ __forceinline__ u32 parity() const { return (n / 2 ^ n ^ 1) & 1; }
 
     static __device__ __forceinline__ u32 place(const Ring& ring) { return ring.base + works_at + (thread_id() / 32 - 4) * 16; }
     __device__ __forceinline__ void keep(const Ring& ring) const {
-        if (lane_id() == 0) store_shared128(place(ring), Vector{(u32)index, (u32)row, (u32)count, (u32)rest});
+        if (lane_id() == 0) store_shared128(place(ring), Vector{(u32)index, (u32)row, (u32)count, (u32)n});
         __syncwarp();
     }
     static __device__ __forceinline__ Work kept(const Ring& ring) {
@@ -272,11 +287,10 @@ struct Arguments {
 };
 
 /// A warpgroup that multiplies: every other tile of the block.
-__device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const int* tile_count, const Arguments& to) {
-    const int first = threadIdx.x / 128 - 1;
-    if (first == 1) ring.advance(steps);
-    Work next = {(int)(blockIdx.x + first * gridDim.x), 0, 0, *tile_count * column_tiles * 2 + (first ^ 1)};
-    while (next.index < next.rest / 2) {
+__device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const Arguments& to) {
+    Work next = {0, 0, 0, (int)threadIdx.x / 128 - 1};
+    if (next.n == 1) ring.advance(steps);
+    while ((next.index = ring.queue().wait(next.n)) >= 0) {
         const Tile tile = tiles[next.index / column_tiles];
         next.row = tile.row, next.count = tile.count;
         next.keep(ring);
@@ -286,15 +300,15 @@ __device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const int*
             __syncwarp();
         }
         float d[2][values];
-        if (tile.count > 64) multiply<true>(d, ring, next.rest & 1, to.low_RA, to.scale);
-        else multiply<false>(d, ring, next.rest & 1, to.low_RA, to.scale);
+        if (tile.count > 64) multiply<true>(d, ring, next.parity(), to.low_RA, to.scale);
+        else multiply<false>(d, ring, next.parity(), to.low_RA, to.scale);
         ring.advance(steps);
         const Work work = Work::kept(ring);
         const int warp = thread_id() / 32 - 4, column = work.index % column_tiles * tile_columns;
         const int row = work.row + warp % 4 * 16, count = work.count - warp % 4 * 16;
         const u32 staging = ring.base + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
         if (MODE == DACT) {
-            barrier_wait(ring.desk(warp / 4, warp), work.rest & 1);
+            barrier_wait(ring.desk(warp / 4, warp), work.parity());
             lay_out(d, staging, count);
             const u32 weight_at = ring.base + weights_at + warp * 128;
             float* sums = to.partial + (u64)(work.index % column_tiles) * to.row_total;
@@ -309,15 +323,14 @@ __device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const int*
             else finish_rows(d[half], staging, row + 64 * half, count - 64 * half, column, to.out);
         }
         next = Work::kept(ring);
-        next.index += 2 * gridDim.x;
-        next.rest ^= 1;
+        next.n += 2;
         __syncwarp();
     }
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm_low(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap first,
-    const __grid_constant__ TensorMap second, const bf16* source, const int* order, const Tile* tiles, const int* tile_count,
+    const __grid_constant__ TensorMap second, const bf16* source, const int* order, const Tile* tiles, int* tile_count,
     const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total, bf16* low_RA, float scale) {
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
@@ -331,6 +344,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm_low(
         else if (threadIdx.x == 0) produce(ring, maps, tiles, tile_count);
     } else {
         register_increase<consumer_registers>();
-        consume(ring, tiles, tile_count, {order, weights, gate_up, out, act, partial, row_total, low_RA, scale});
+        consume(ring, tiles, {order, weights, gate_up, out, act, partial, row_total, low_RA, scale});
     }
 }

@@ -14,9 +14,10 @@
 //            192 columns of its own, so that one's epilogue runs under the other's products. A tile of at most 64 rows
 //            costs half. DACT has a ring of four: its products are laid out in shared memory, which frees their registers,
 //            and are finished four rows at a time while the next four of gateUp are on the way.
-// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 231520 bytes of
-//            dynamic shared memory. Persistent: block b takes tiles b, b + grid, ...; the count of tiles is read on the
-//            device. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost first):
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter); 384 threads; grid = multiprocessors; 231648 bytes of
+//            dynamic shared memory. Persistent: blocks take a tile when they are free (grouped_tile_sm90.cuh); how many there
+//            are, and how many are taken, stands on the device. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost
+//            first):
 //              a      DOWN act {F, R}, box {64, 128}; UP and DACT gather rows themselves
 //              b      UP Wgu {H, 2F, E}, box {64, 96, 1}; DOWN Wd {F, H, E}, box {64, 192, 1};
 //                     DACT Wd {F, H, E}, box {64, 64, 1}
@@ -33,8 +34,9 @@ constexpr int steps = base_steps + ceil_div(RANK, 64);
 constexpr int stage_bytes = a_bytes + b_bytes;
 /// DACT gives the fifth stage to its epilogue.
 constexpr int stages = MODE == DACT ? 4 : 5;
-constexpr int barriers_at = stages * stage_bytes + (MODE == DACT ? 4 * desk_bytes + 8 * 128 : 8 * staging_bytes);
-static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231520, "the launch's dynamic shared memory");
+constexpr int queue_at = stages * stage_bytes + (MODE == DACT ? 4 * desk_bytes + 8 * 128 : 8 * staging_bytes);
+constexpr int barriers_at = queue_at + queue_bytes;
+static_assert(barriers_at + (stages + 1) * 16 + (MODE == DACT ? 8 * 8 : 0) <= 231648, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew. More than that would never be granted.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -44,6 +46,7 @@ struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
     using RingPlace::RingPlace;
     __device__ __forceinline__ u32 a() const { return stage(); }
     __device__ __forceinline__ u32 b() const { return a() + a_bytes; }
+    __device__ __forceinline__ Queue queue() const { return {base + queue_at}; }
     /// Completed when warp `warp` % 4 of warpgroup `group` may use the desk.
     __device__ __forceinline__ u32 desk(int group, int warp) const { return turn(2) + 32 * group + 8 * (warp % 4); }
 };
@@ -67,13 +70,18 @@ __device__ __forceinline__ void load_b(const Ring& ring, const TensorMap& map, i
 /// the rest.
 __device__ __forceinline__ void produce(
     Ring ring, const TensorMap& a, const TensorMap& b, const TensorMap& a_ext, const TensorMap& b_ext, const bf16* source,
-    const int* order, const Tile* tiles, int total) {
+    const int* order, const Tile* tiles, int* tile_count, int total) {
     // Thread i copies 16-byte chunk i % 8 of rows i / 8 + 16 j.
     const int thread = threadIdx.x, chunk = thread % 8, first_row = thread / 8;
     const u32 swizzled = first_row * 128 + ((chunk ^ (first_row % 8)) << 4);
-    for (int index = blockIdx.x; index < total; index += gridDim.x) {
+    const Queue queue = ring.queue();
+    if (thread == 0) queue.begin(total);
+    int index;
+    for (int n = 0; (index = queue.wait(n)) >= 0; ++n) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
+        int taken = 0;
+        if (thread == 0) taken = take_tile(index, tile_count + 1, total);
         // Rows past the tile's end are not copied, and nobody reads them.
         const bf16* rows[8];
         if (gathers) {
@@ -106,6 +114,7 @@ __device__ __forceinline__ void produce(
             }
             copy_async_arrive(ring.full());
         }
+        if (thread == 0) queue.put(n + 2, 2 * gridDim.x + taken, total);
     }
 }
 
@@ -163,14 +172,14 @@ template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96],
 
 /// A warpgroup that multiplies: every other tile of the block.
 __device__ __forceinline__ void consume(
-    Ring ring, u32 shared, const int* order, const Tile* tiles, int total, const float* weights, const bf16* gate_up,
-    bf16* out, bf16* act, float* partial, int row_total) {
+    Ring ring, u32 shared, const int* order, const Tile* tiles, const float* weights, const bf16* gate_up, bf16* out,
+    bf16* act, float* partial, int row_total) {
     const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
     const u32 staging = shared + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
     const u32 weight_at = shared + stages * stage_bytes + 4 * desk_bytes + warp * 128;
     if (group == 1) ring.advance(steps);
-    int round = 0;
-    for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
+    int index;
+    for (int round = 0; (index = ring.queue().wait(2 * round + group)) >= 0; ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
         if (MODE == DACT) prepare_weights(weight_at, tile.row + warp % 4 * 16, tile.count - warp % 4 * 16, order, weights);
@@ -198,7 +207,7 @@ __device__ __forceinline__ void consume(
 
 extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap a_ext,
-    const __grid_constant__ TensorMap b_ext, const bf16* source, const int* order, const Tile* tiles, const int* tile_count,
+    const __grid_constant__ TensorMap b_ext, const bf16* source, const int* order, const Tile* tiles, int* tile_count,
     const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total) {
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
@@ -210,9 +219,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm(
     if (total == 0) return;
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
-        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, order, tiles, total);
+        if (gathers || threadIdx.x == 0) produce(ring, a, b, a_ext, b_ext, source, order, tiles, tile_count, total);
     } else {
         register_increase<consumer_registers>();
-        consume(ring, shared, order, tiles, total, weights, gate_up, out, act, partial, row_total);
+        consume(ring, shared, order, tiles, weights, gate_up, out, act, partial, row_total);
     }
 }

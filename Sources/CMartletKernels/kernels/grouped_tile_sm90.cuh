@@ -23,6 +23,44 @@ constexpr int staging_bytes = 16 * staging_pitch;
 constexpr int desk_pitch = 192 * 2 + 16;
 constexpr int desk_bytes = 32 * desk_pitch;
 
+// MARK: Which block takes which tile
+
+/// Tiles are taken by whoever is free, since those of at most 64 rows cost half: block b begins with b and b + gridDim.x, and
+/// its thread 0, which alone asks, writes the index of the block's n-th tile (-1: none is left) to place n % 8 before it fills the ring
+/// with the tile before. The ring has five slots at most, so that nobody is eight tiles behind.
+constexpr int turns_kept = 8;
+constexpr int queue_bytes = turns_kept * 16;
+
+struct Queue {
+    /// Eight barriers; then eight indices.
+    u32 base;
+
+    __device__ __forceinline__ u32 barrier(int n) const { return base + n % turns_kept * 8; }
+    __device__ __forceinline__ u32 place(int n) const { return base + turns_kept * 8 + n % turns_kept * 4; }
+    __device__ __forceinline__ void put(int n, int index, int total) const {
+        store_shared32(place(n), index < total ? index : -1);
+        barrier_arrive(barrier(n));
+    }
+    __device__ __forceinline__ int wait(int n) const {
+        barrier_wait(barrier(n), n / turns_kept & 1);
+        return (int)load_shared32(place(n));
+    }
+    __device__ __forceinline__ void begin(int total) const {
+        put(0, blockIdx.x, total);
+        put(1, blockIdx.x + gridDim.x, total);
+    }
+};
+
+/// What 2 gridDim.x is added to for the index of the tile after the next, `index` being this one: where a block has but few tiles,
+/// and in DACT, whose epilogue sets the pace, it takes them in turns, which is faster there (lab log); elsewhere how many were asked
+/// for before. `taken` counts them, and is zero again after `total` calls, one a tile.
+__device__ __forceinline__ int take_tile(int index, int* taken, int total) {
+    if (MODE == DACT || total < 16 * (int)gridDim.x) return index;
+    int before;
+    asm volatile("atom.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(taken), "r"(total - 1) : "memory");
+    return before;
+}
+
 /// The barriers of a kernel's ring, by one thread.
 template <class Ring> __device__ __forceinline__ void start(const Ring& ring) {
     for (Ring slot = ring; slot.parity == 0; slot.next()) {
@@ -31,6 +69,7 @@ template <class Ring> __device__ __forceinline__ void start(const Ring& ring) {
     }
     barrier_init(ring.turn(0), 1);
     barrier_init(ring.turn(1), 1);
+    for (int i = 0; i < turns_kept; ++i) barrier_init(ring.queue().barrier(i), 1);
     for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
     barrier_init_fence();
 }

@@ -4,7 +4,7 @@
 //            groups' starts; tiles: blocks of at most 128 consecutive rows of one expert, by expert and row; parts: the same
 //            for grouped_gemm_dx_sm90.cu, an expert's rows in the fewest blocks of at most 192, which differ by 16 or so.
 // Shapes     expert_TK int32 [R]; order, position int32 [R]; offset int32 [E + 1]; tiles [R / 128 + E]; parts [R / 192 + E];
-//            tile_count, part_count int32 [1].
+//            part_count int32 [1]; tile_count int32 [2], of which the second is how many tiles are taken: none yet.
 // Budget     each block of 1024 rows reads all R ids, from L2, and counts them: R^2 / 256 bytes, R adds to shared memory a block.
 // Launch     -DEXPERTS (at most 1024); <<<max(1, R / 1024 rounded up), 1024>>>. No grid depends on the routing, and the host
 //            never reads a count.
@@ -61,7 +61,7 @@ __device__ __forceinline__ void cut(
     for (int row = 0; row < rows; row += tile_rows) {
         *tiles++ = Tile{expert, start + row, min(tile_rows, rows - row), 0};
     }
-    if (threadIdx.x == 0) *tile_count = total;
+    if (threadIdx.x == 0) tile_count[0] = total, tile_count[1] = 0;
     const int mine = ceil_div(rows, part_rows), units = ceil_div(rows, part_unit);
     parts += block_scan(mine, shared, total);
     for (int i = 0, row = 0; i < mine; ++i) {

@@ -135,23 +135,16 @@ struct GroupedExperts {
             ])
     }
 
-    /// Whether a mode makes its adapter's skinny product on the way, on Hopper: a launch less and no second reading of its rows,
-    /// but more work for the tensor cores, which tells in the down projection where there are many rows (lab log).
+    /// Whether a mode makes its adapter's skinny product on the way, on Hopper: a launch less, and no second reading of its rows.
     private func makesLow(_ mode: Mode) -> Bool {
-        guard path == .hopper, size.a == GroupedExperts.lowRank else { return false }
-        let rows = size.r / size.e
-        return switch mode {
-        case .up, .dact: true
-        case .down: rows < 384
-        case .dx: false
-        }
+        path == .hopper && size.a == GroupedExperts.lowRank && mode != .dx
     }
     private static let lowRank = 16
 
-    /// The kernels of a mode on Hopper.
-    static func hopperFiles(_ mode: Mode, rank: Int) -> [String] {
-        if mode == .dx { return ["grouped_gemm_dx_sm90.cu"] }
-        return (rank == lowRank ? ["grouped_gemm_low_sm90.cu"] : []) + ["grouped_gemm_sm90.cu"]
+    /// The kernel of a mode on Hopper.
+    static func hopperFile(_ mode: Mode, rank: Int) -> String {
+        if mode == .dx { return "grouped_gemm_dx_sm90.cu" }
+        return rank == lowRank ? "grouped_gemm_low_sm90.cu" : "grouped_gemm_sm90.cu"
     }
 
     /// Where such a product is stored for the adapters' gradients.
@@ -249,7 +242,7 @@ struct GroupedExperts {
             entry = "grouped_gemm_low"
         }
         device.launch(
-            device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_520), Grid(device.multiprocessorCount),
+            device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_648), Grid(device.multiprocessorCount),
             block: 384, arguments)
     }
 

@@ -6,6 +6,7 @@ struct RoutingTables {
     let position_R: Tensor
     /// Blocks of at most 128 rows of one expert, and parts of at most 192: four numbers each.
     let tiles, parts: Tensor
+    /// Behind the tiles' count stands how many are taken.
     let tileCount, partCount: Tensor
 
     /// Over `memory`, which has `count` int32.
@@ -23,7 +24,7 @@ struct RoutingTables {
     }
 
     private static func counts(_ rows: Int, _ experts: Int) -> [Int] {
-        [rows, 4 * (rows / 128 + experts), 4 * (rows / 192 + experts), 1, 1]
+        [rows, 4 * (rows / 128 + experts), 4 * (rows / 192 + experts), 2, 1]
     }
 }
 

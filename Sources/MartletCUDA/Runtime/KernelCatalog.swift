@@ -44,7 +44,7 @@ package enum KernelCatalog {
                     KernelVariant("grouped_gemm_sm80.cu", defines + $0.defines)
                 }
                 guard architecture.capability == 90 else { return portable }
-                return GroupedExperts.hopperFiles(mode, rank: rank).map { KernelVariant($0, defines) } + portable
+                return [KernelVariant(GroupedExperts.hopperFile(mode, rank: rank), defines)] + portable
             }
         }
     }
