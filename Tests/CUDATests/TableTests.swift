@@ -82,6 +82,9 @@ import Testing
     @Test func aHeadIsAnItemWhereItHasStepsEnough() {
         #expect(shape(spans(1, 4096)).parts == 8 && shape(spans(1, 4096)).together == 16)
         #expect(shape(spans(1, 16384)).parts == 8 && shape(spans(1, 16384)).together == 4)
+        // Three for each multiprocessor, but two where 32 heads side by side had no room for their sums.
+        #expect(shape(spans(1, 9000)).together == 8 && shape(spans(1, 8192)).together == 8)
+        #expect(shape(spans(1, 3072)).parts == 8 && shape(spans(1, 3072)).together == 16)
         // Two blocks of the GPU's multiprocessors would not be filled otherwise.
         #expect(shape(spans(2, 512)).parts == 8)
         #expect(shape(spans(16, 512)).parts == 1)

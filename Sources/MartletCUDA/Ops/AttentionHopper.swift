@@ -19,7 +19,8 @@ struct HopperBackward {
     /// Items of such a block: one for each head, or one for all.
     let parts: Int
     /// Parts of groups that run side by side. Enough that blocks of keys, which add to the same dq, need not wait for each
-    /// other; more would spread over more of the L2 cache.
+    /// other: three for each multiprocessor, or two where there is no room for so many sums of dk and dv. More would spread
+    /// over more of the L2 cache.
     let together: Int
     /// Sums of dk and dv of a block: parts that run side by side do not wait for each other. None where there is one item.
     let shares: Int
@@ -27,22 +28,22 @@ struct HopperBackward {
     init(
         keyBlocks: Int, spans: [AttentionSpan], rows: Int, keyValueHeads G: Int, group: Int, multiprocessors: Int
     ) {
+        blocks = keyBlocks * G
+        let most = HopperBackward.mostShares(rows: rows, keyValueHeads: G, multiprocessors: multiprocessors)
+        func shares(_ together: Int) -> Int { min(group, ceilDiv(together, G)) }
+        func fits(_ together: Int) -> Bool { keyBlocks * G * shares(together) <= most }
         func together(_ parts: Int) -> Int {
             let units = parts * G
-            return (min(4, units)...units).first { units.isMultiple(of: $0) && $0 * keyBlocks >= 2 * multiprocessors }
-                ?? units
+            let divisors = (min(4, units)...units).filter { units.isMultiple(of: $0) }
+            return divisors.first { $0 * keyBlocks >= 3 * multiprocessors && fits($0) }
+                ?? divisors.first { $0 * keyBlocks >= 2 * multiprocessors } ?? units
         }
         let pairs = spans.reduce(0) { $0 + $1.queryCount * max(0, 2 * $1.keyCount - $1.queryCount) / 2 }
         let isShort = pairs < HopperBackward.fewestSteps * keyBlocks * HopperBackward.keys * HopperBackward.queries
-        blocks = keyBlocks * G
-        let shares = min(group, ceilDiv(together(group), G))
-        let fits =
-            blocks * shares
-            <= HopperBackward.mostShares(rows: rows, keyValueHeads: G, multiprocessors: multiprocessors)
-        let isSplit = group > 1 && fits && !(isShort && 2 * blocks >= 3 * multiprocessors)
+        let isSplit = group > 1 && fits(together(group)) && !(isShort && 2 * blocks >= 3 * multiprocessors)
         parts = isSplit ? group : 1
         self.together = together(parts)
-        self.shares = isSplit ? shares : 0
+        self.shares = isSplit ? shares(self.together) : 0
     }
 
     /// The most shares of all blocks: so that their sums take about as much as those of dq.

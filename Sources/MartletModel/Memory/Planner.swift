@@ -1,7 +1,4 @@
-import Glibc
 package import MartletCore
-
-private let testBus = getenv("TEST_BUS").flatMap { Double(String(cString: $0)) } ?? 9.5e-5
 
 /// Chooses an execution plan for the memory at hand.
 package struct Planner {
