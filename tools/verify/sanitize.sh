@@ -56,8 +56,9 @@ examine() { # TOOL OP ATTENTION EXPERTS NUMBER; TOOL none: only compile, and ask
 }
 export -f examine
 
-ways | if [ $# -gt 0 ]; then grep -E "^($(echo "$@" | tr ' ' '|')) "; else cat; fi >"$work/ways"
-[ -s "$work/ways" ] || { echo "sanitize.sh: no such op" >&2; exit 2; }
+for op in "${@:-.*}"; do
+    ways | grep -E "^$op( |$)" || { echo "sanitize.sh: there is no '$op' among:" >&2; ways >&2; exit 2; }
+done >"$work/ways"
 xargs -P "${JOBS:-8}" -L 1 bash -c 'examine none "$@"' _ <"$work/ways" | grep '^not had' || true
 [ -s "$work/had" ] || { echo "sanitize.sh: no GPU" >&2; exit 2; }
 n=0
