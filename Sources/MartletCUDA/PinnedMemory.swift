@@ -1,4 +1,5 @@
 internal import Dispatch
+internal import Glibc
 package import MartletCore
 
 /// Pinned memory of the host. The driver's own way touches it page by page on one processor, a gigabyte in 0.4 seconds; so it is
@@ -25,10 +26,12 @@ struct PinnedMemory {
         (address, isRegistered) = (memory, false)
     }
 
-    /// nil where the driver does not take it, or would have another address for it.
+    /// nil where there is none, the driver does not take it, or would have another address for it.
     private static func registered(_ device: Device, _ byteCount: Int) -> UnsafeMutableRawPointer? {
-        guard device.pinsInPlace, let register = device.driver.hostRegister else { return nil }
-        let memory = UnsafeMutableRawPointer.allocate(byteCount: byteCount, alignment: 1 << 21)
+        var allocated: UnsafeMutableRawPointer?
+        guard device.pinsInPlace, let register = device.driver.hostRegister,
+            posix_memalign(&allocated, 1 << 21, byteCount) == 0, let memory = allocated
+        else { return nil }
         // Every thread writes where no other does.
         nonisolated(unsafe) let start = memory
         let part = 1 << 25
@@ -40,7 +43,7 @@ struct PinnedMemory {
         // Kernels read and write it where it lies, too.
         let portableAndMapped: UInt32 = 3
         guard register(memory, byteCount, portableAndMapped) == 0 else {
-            memory.deallocate()
+            Glibc.free(memory)
             return nil
         }
         return memory
@@ -49,7 +52,7 @@ struct PinnedMemory {
     func free(_ driver: Driver) {
         guard isRegistered else { return _ = driver.hostFree(address) }
         _ = driver.hostUnregister?(address)
-        address.deallocate()
+        Glibc.free(address)
     }
 }
 
