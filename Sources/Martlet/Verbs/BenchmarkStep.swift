@@ -83,6 +83,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var tiles = ""
     /// Kernels and library calls of a step on a GPU.
     public var launchCount = 0
+    /// What a GPU took in the measured steps, in the mean, and may take; 0 where it does not tell or they took less than a second.
+    public var watts = 0.0, wattLimit = 0.0
     /// Device time of each op in one step on a GPU, if asked for.
     public var profile: [OpTime] = []
 
@@ -168,8 +170,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         _ model: Model, _ step: PackedStep, _ settings: Settings, since started: Stopwatch, _ tell: (String) -> Void
     ) throws(MartletError) {
         let backend = model.backend, count = settings.warmup + settings.steps
-        var first = 0
+        let meter = (backend as? CUDABackend).flatMap(PowerMeter.init(of:))
+        var first = 0, joules: Double?
         for index in 0..<count {
+            if index == settings.warmup { joules = meter?.joules }
             let watch = Stopwatch()
             let launches = (backend as? CUDABackend)?.launchCount ?? 0
             let outcome = try model.benchmarkStep(step, index), seconds = watch.seconds
@@ -189,6 +193,11 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             }
         }
         growthByteCount = peakByteCount - first
+        // The counter moves too seldom for less.
+        let seconds = stepSeconds.reduce(0, +)
+        if seconds >= 1, let meter, let joules, let end = meter.joules {
+            (watts, wattLimit) = ((end - joules) / seconds, meter.limit)
+        }
     }
 
     /// The result for machines.
@@ -205,6 +214,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "plan": .string(choice), "load_max_over_mean": .number(loadMaxOverMean),
             "first_step_seconds": .number(firstStepSeconds),
             "start_to_first_step_seconds": .number(startSeconds), "launches": .integer(launchCount),
+            "watts": .number(watts), "watt_limit": .number(wattLimit),
             "loading": .string(loading), "tiles": .string(tiles),
             "profile": .array(
                 profile.map {
@@ -230,6 +240,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             routing  the fullest expert has \(fixed(loadMaxOverMean, 1)) times the mean
             start    first step after \(fixed(startSeconds, 1)) s; it took \(fixed(firstStepSeconds * 1000, 1)) ms
             """ + (launchCount > 0 ? "\nlaunches \(launchCount) a step" : "")
+                + (watts > 0
+                    ? "\npower    \(fixed(watts, 0)) of \(fixed(wattLimit, 0)) W, \(fixed(watts * medianSeconds, 0)) J a step"
+                    : "")
                 + (loading.isEmpty ? "" : "\nweights  \(loading)") + (tiles.isEmpty ? "" : "\ntiles    \(tiles)")
                 + profile.map {
                     "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"

@@ -9,6 +9,8 @@ final class Device {
     let driver: Driver
     let compiler: Compiler
     let name: String
+    /// "0000:3B:00.0": by which other libraries of NVIDIA's know the GPU.
+    let busID: String
     /// What kernels are compiled and ways chosen for: the GPU's own, unless it stands in for another.
     let architecture: Architecture
     let multiprocessorCount: Int
@@ -75,7 +77,10 @@ final class Device {
         _ = driver.deviceGetName(&label, 255, device)
         _ = driver.deviceTotalMem(&bytes, device)
         _ = driver.driverGetVersion(&version)
-        name = String(decoding: label.map(UInt8.init(bitPattern:)).prefix { $0 != 0 }, as: UTF8.self)
+        name = Device.text(label)
+        label = [CChar](repeating: 0, count: 256)
+        _ = driver.deviceGetPCIBusId?(&label, 255, device)
+        busID = Device.text(label)
         totalByteCount = bytes
         driverVersion = Int(version)
         guard own >= 75 else {
@@ -83,6 +88,10 @@ final class Device {
                 "\(name) is too old", because: "its compute capability is \(own / 10).\(own % 10)",
                 fix: "Martlet's kernels need 7.5 (Turing) or newer; train on the CPU with 'device: cpu'")
         }
+    }
+
+    private static func text(_ label: [CChar]) -> String {
+        String(decoding: label.map(UInt8.init(bitPattern:)).prefix { $0 != 0 }, as: UTF8.self)
     }
 
     // NVRTC does not take it well when the process ends meanwhile.

@@ -12,6 +12,8 @@ struct Driver: Sendable {
     let deviceGetName: @convention(c) (UnsafeMutablePointer<CChar>, Int32, Int32) -> Result
     let deviceGetAttribute: @convention(c) (UnsafeMutablePointer<Int32>, Int32, Int32) -> Result
     let deviceTotalMem: @convention(c) (UnsafeMutablePointer<Int>, Int32) -> Result
+    /// text, room for it, device
+    let deviceGetPCIBusId: (@convention(c) (UnsafeMutablePointer<CChar>, Int32, Int32) -> Result)?
     let primaryContextRetain: @convention(c) (UnsafeMutablePointer<Pointer>, Int32) -> Result
     let contextSetCurrent: @convention(c) (Pointer) -> Result
     let contextSetLimit: @convention(c) (Int32, Int) -> Result
@@ -62,6 +64,7 @@ struct Driver: Sendable {
         deviceGetName = try library.symbol("cuDeviceGetName")
         deviceGetAttribute = try library.symbol("cuDeviceGetAttribute")
         deviceTotalMem = try library.symbol("cuDeviceTotalMem_v2")
+        deviceGetPCIBusId = try? library.symbol("cuDeviceGetPCIBusId")
         primaryContextRetain = try library.symbol("cuDevicePrimaryCtxRetain")
         contextSetCurrent = try library.symbol("cuCtxSetCurrent")
         contextSetLimit = try library.symbol("cuCtxSetLimit")
