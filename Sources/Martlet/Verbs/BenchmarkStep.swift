@@ -59,6 +59,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var flops: Double
     /// GFLOP/s of a large matrix product on the same device.
     public var peakGigaflops: Double
+    /// GB/s of a large copy or addition; 0 without a profile.
+    public var memoryGigabytes = 0.0
     /// Bytes of the arena, as planned.
     public var plannedByteCount: Int
     /// Bytes of host memory beside that, pinned.
@@ -89,13 +91,21 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var profile: [OpTime] = []
 
     /// One op's share of a step.
-    public struct OpTime: Sendable {
+    public struct OpTime: Sendable, CustomStringConvertible {
         /// The op, as the `Backend` protocol names it.
         public var name: String
         /// How often a step calls it.
         public var count: Int
         /// Device milliseconds of all calls.
         public var milliseconds: Double
+        /// Milliseconds at the device's own matrix product and memory speeds; 0 where nothing is counted. What is computed again is not.
+        public var roofMilliseconds: Double
+
+        /// "13.9 ms in 144 x linear, 91%"
+        public var description: String {
+            let share = roofMilliseconds > 0 ? ", \(fixed(roofMilliseconds / milliseconds * 100, 0))%" : ""
+            return "\(fixed(milliseconds, 2)) ms in \(count) x \(name)\(share)"
+        }
     }
 
     /// Median seconds of a step.
@@ -140,12 +150,13 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         let table = planner.table(plan), planned = table.byteCount, before = DeviceMemory(of: backend).used
         let model = try Model(source, modelSettings, plan, backend)
         try backend.finish()
+        let trainedCount = model.parameters.reduce(0) { $0 + $1.value.count }
+        let costs = StepCosts(c, step, modelSettings, dtype: backend.computeDType, trainedCount: trainedCount)
         var result = StepBenchmark(
             backend: backend.name,
             model: settings.model ?? "\(settings.preset.rawValue), \(settings.layers) layers, random",
-            tokenCount: step.tokenCount, trainedCount: model.parameters.reduce(0) { $0 + $1.value.count },
-            stepSeconds: [],
-            losses: [], flops: c.stepFlops(step, rank: modelSettings.adapter?.rank), peakGigaflops: 0,
+            tokenCount: step.tokenCount, trainedCount: trainedCount, stepSeconds: [], losses: [], flops: costs.flops,
+            peakGigaflops: 0,
             plannedByteCount: planned, hostByteCount: table.hostByteCount, memory: table.lines,
             processByteCount: before, peakByteCount: 0, growthByteCount: 0,
             choice:
@@ -154,13 +165,23 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         result.loading = model.loading?.text ?? ""
         result.tiles = (backend as? CUDABackend)?.tileReport?.description ?? ""
         try result.measure(model, step, settings, since: started, tell)
-        if let cuda = backend as? CUDABackend, settings.profiles {
-            result.profile = try cuda.profile { () throws(MartletError) in
-                _ = try model.benchmarkStep(step, settings.warmup + settings.steps)
-            }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds) }
-        }
         result.peakGigaflops = try Roofs.gigaflops(of: backend)
+        if settings.profiles { try result.takeProfile(model, step, settings.warmup + settings.steps, costs) }
         return result
+    }
+
+    private mutating func takeProfile(
+        _ model: Model, _ step: PackedStep, _ index: Int, _ costs: StepCosts
+    ) throws(MartletError) {
+        guard let cuda = model.backend as? CUDABackend else { return }
+        let times = try cuda.profile { () throws(MartletError) in _ = try model.benchmarkStep(step, index) }
+        let peak = peakGigaflops, bandwidth = try Roofs.gigabytes(of: cuda)
+        memoryGigabytes = bandwidth
+        profile = times.map { time in
+            let roof = costs.costs[time.name]?.milliseconds(gigaflops: peak, gigabytes: bandwidth)
+            return OpTime(
+                name: time.name, count: time.count, milliseconds: time.milliseconds, roofMilliseconds: roof ?? 0)
+        }
     }
 
     /// A step of so many seconds is told at once.
@@ -210,7 +231,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "host_bytes": .integer(hostByteCount), "memory": .array(memory.map(JSON.string)),
             "growth_after_first_step_bytes": .integer(growthByteCount), "tokens": .integer(tokenCount),
             "flops": .number(flops), "mfu": .number(utilization), "mfu_formula": .string(StepBenchmark.formula),
-            "gemm_gflops": .number(peakGigaflops), "backend": .string(backend), "model": .string(model),
+            "gemm_gflops": .number(peakGigaflops), "memory_gbps": .number(memoryGigabytes), "backend": .string(backend),
+            "model": .string(model),
             "plan": .string(choice), "load_max_over_mean": .number(loadMaxOverMean),
             "first_step_seconds": .number(firstStepSeconds),
             "start_to_first_step_seconds": .number(startSeconds), "launches": .integer(launchCount),
@@ -218,7 +240,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "loading": .string(loading), "tiles": .string(tiles),
             "profile": .array(
                 profile.map {
-                    ["op": .string($0.name), "calls": .integer($0.count), "ms": .number($0.milliseconds)]
+                    [
+                        "op": .string($0.name), "calls": .integer($0.count), "ms": .number($0.milliseconds),
+                        "roof_ms": .number($0.roofMilliseconds),
+                    ]
                 }),
         ]
         return object.text()
@@ -244,9 +269,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                     ? "\npower    \(fixed(watts, 0)) of \(fixed(wattLimit, 0)) W, \(fixed(watts * medianSeconds, 0)) J a step"
                     : "")
                 + (loading.isEmpty ? "" : "\nweights  \(loading)") + (tiles.isEmpty ? "" : "\ntiles    \(tiles)")
-                + profile.map {
-                    "\n         \(fixed($0.milliseconds, 2)) ms in \($0.count) x \($0.name)"
-                }.joined()
+                + (profile.isEmpty
+                    ? ""
+                    : "\nprofile  of one more step; % of what that product's speed and \(fixed(memoryGigabytes, 0)) GB/s allow")
+                + profile.map { "\n         \($0)" }.joined()
     }
 }
 
@@ -328,21 +354,5 @@ extension ModelConfiguration {
             tiesEmbeddings: false,
             experts: .init(expertCount: s.E, expertsPerToken: s.K, innerSize: s.F, normalizesTopK: true),
             isSparse: [Bool](repeating: true, count: layers))
-    }
-
-    /// Operations of a step, as ``StepBenchmark/formula`` says; with adapters of a rank, or with every weight trained.
-    fileprivate func stepFlops(_ step: PackedStep, rank: Int?) -> Double {
-        var base = 0.0, low = 0.0
-        for weight in weights where !weight.isNorm && (weight != .embedding || tiesEmbeddings) {
-            let shape = shape(of: weight), share = weight.isExperts ? Double(experts?.expertsPerToken ?? 0) : 1
-            base += Double(shape[-1] * shape[-2]) * share
-            if weight.isAdaptable { low += Double((rank ?? 0) * (shape[-1] + shape[-2])) * share }
-        }
-        let T = Double(step.tokenCount)
-        let squares = zip(step.offsets, step.offsets.dropFirst()).reduce(0.0) {
-            $0 + Double(($1.1 - $1.0) * ($1.1 - $1.0))
-        }
-        let attention = 7 * Double(layerCount) * squares * Double(queryHeadCount * headSize)
-        return T * ((rank == nil ? 6 : 4) * base + 6 * low) + attention
     }
 }

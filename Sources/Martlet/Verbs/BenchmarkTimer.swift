@@ -84,7 +84,7 @@ enum Roofs {
 
     /// GB/s, read and written together, of a copy or an addition far larger than the caches, whichever is faster.
     static func gigabytes(of backend: any Backend) throws(MartletError) -> Double {
-        let size = backend is CUDABackend ? 1 << 29 : 1 << 27, dtype = backend.computeDType
+        let size = backend is CUDABackend ? 1 << 28 : 1 << 27, dtype = backend.computeDType
         let arena = try backend.makeArena(byteCount: 2 * size)
         defer { withExtendedLifetime(arena) {} }
         let pair = (0..<2).map { _ in arena.carve([size / dtype.byteCount], dtype, for: .workspace) }
