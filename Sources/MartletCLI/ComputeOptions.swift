@@ -8,6 +8,8 @@ struct ComputeOptions: ParsableArguments {
     @Option(help: "CPU threads (default: all cores).") var threads: Int?
     @OptionGroup var gpu: GPUOptions
 
+    func validate() throws { if device == .cpu { try gpu.refuse() } }
+
     var value: Compute { Compute(device: ComputeDevice(rawValue: device.rawValue) ?? .auto, threads: threads) }
 }
 

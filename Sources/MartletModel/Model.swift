@@ -67,8 +67,8 @@ package final class Model {
             uniqueKeysWithValues: memory.parameters.filter { $0.role == .whole }.map { ($0.weight, $0) })
         let a = memory.parameters.filter { $0.role == .a }, b = memory.parameters.filter { $0.role == .b }
         factors = Dictionary(uniqueKeysWithValues: zip(a, b).map { ($0.weight, (a: $0, b: $1)) })
-        let clock = ContinuousClock(), began = clock.now
         rehearse()
+        let clock = ContinuousClock(), began = clock.now
         try readWeights()
         if plan.keepsWeights { loading = Loading(byteCount: source.storedByteCount, duration: clock.now - began) }
         try backend.finish()

@@ -198,9 +198,12 @@ import Testing
         #expect(json["losses"]?.array?.count == 2 && (json["tokens_per_second"]?.number ?? 0) > 0)
         // A second step on the same tokens has learned from the first.
         #expect(result.losses[1] < result.losses[0])
-        settings.tokenCount = 9
-        let error = #expect(throws: MartletError.self) { try StepBenchmark.run(settings) }
-        #expect(error?.remedy != nil)
+        for change in [{ $0.tokenCount = 9 }, { $0.profiles = true }] as [(inout StepBenchmark.Settings) -> Void] {
+            var wrong = settings
+            change(&wrong)
+            let error = #expect(throws: MartletError.self) { try StepBenchmark.run(wrong) }
+            #expect(error?.remedy != nil)
+        }
     }
 
     @Test func sizesThatCannotBeAreRefused() throws {

@@ -134,6 +134,12 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             }
         let c = source.configuration, step = try settings.step(c)
         let backend = try settings.compute.makeBackend()
+        guard !settings.profiles || backend is CUDABackend else {
+            throw MartletError(
+                "there is no profile of a step here", in: "--profile",
+                because: "\(backend.name) has no clock of its own",
+                fix: "leave it out ('martlet bench ops' times ops on the CPU, too), or give --device cuda")
+        }
         let memory = DeviceMemory(of: backend)
         let lora = LoRASettings(rank: settings.rank, alpha: Double(2 * settings.rank))
         var modelSettings =

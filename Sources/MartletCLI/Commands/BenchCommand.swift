@@ -54,7 +54,7 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Tokens of each packed sequence (default: one sequence of all tokens).") var sequenceLength = 0
         @Option(help: "JSON list of token ids to use instead of random ones.") var tokensFile: String?
         @Flag(help: "Train every weight instead of an adapter.") var full = false
-        @Option(help: "Rank of the adapter.") var rank = 16
+        @Option(help: "Rank of the adapter (default: 16).") var rank: Int?
         @Option(help: "adamw, or adamw_8bit: moments in a quarter of the memory.") var optim = OptimizerName.adamw
         @Option(help: "Steps measured.") var steps = 5
         @Option(help: "Steps before those.") var warmup = 2
@@ -72,7 +72,7 @@ struct BenchCommand: ParsableCommand {
                 model, preset.shapes, layers ?? preset.shapes.layerCount
             )
             (settings.compute, settings.profiles, settings.busyExperts) = (compute.value, profile, busyExperts)
-            (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank, steps, warmup)
+            (settings.tokenCount, settings.rank, settings.steps, settings.warmup) = (tokens, rank ?? 16, steps, warmup)
             settings.compute.isDeterministic = deterministic
             settings.method = full ? .full : .lora
             settings.optim = optim.type
@@ -85,6 +85,10 @@ struct BenchCommand: ParsableCommand {
         }
 
         func validate() throws {
+            if model != nil, layers != nil || busyExperts != nil {
+                throw ValidationError("--layers and --busy-experts are of the random model, and --model names another")
+            }
+            if full, rank != nil { throw ValidationError("--full trains every weight: there is no adapter for --rank") }
             if let layers, layers < 1 || layers > 512 { throw ValidationError("--layers must be 1 to 512") }
             if let memoryLimit, memoryLimit < 1 || memoryLimit > 1 << 30 {
                 throw ValidationError("--memory-limit is out of range")

@@ -10,7 +10,9 @@ struct RecipeOptions: ParsableArguments {
     @OptionGroup var gpu: GPUOptions
 
     func read() throws -> FineTune {
-        try FineTune(recipe: Recipe(contentsOf: recipe, overrides: overrides))
+        let recipe = try Recipe(contentsOf: recipe, overrides: overrides)
+        if recipe.device == .cpu { try gpu.refuse() }
+        return try FineTune(recipe: recipe)
     }
 }
 
