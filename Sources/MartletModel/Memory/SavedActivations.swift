@@ -19,8 +19,7 @@ struct SavedActivations {
     /// Of a layer that keeps. `rank` of the adapters whose products are kept, 0: none; `tableCount` of a tile's `Routing.tables`.
     init(
         keeping c: ModelConfiguration, isSparse: Bool, _ plan: ExecutionPlan, rank: Int, tableCount: Int,
-        in arena: Arena,
-        _ dtype: DType
+        in arena: Arena, _ dtype: DType
     ) {
         let T = plan.stepTokens
         func carve(_ shape: Shape) -> Tensor { arena.carve(shape, dtype, for: .kept) }
