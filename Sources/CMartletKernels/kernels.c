@@ -51,6 +51,9 @@ static const unsigned char lora_project[] = {
 static const unsigned char lora_gradient[] = {
 #embed "kernels/lora_gradient.cu"
 };
+static const unsigned char lora_backward_sm90[] = {
+#embed "kernels/lora_backward_sm90.cu"
+};
 static const unsigned char projection_sm90[] = {
 #embed "kernels/projection_sm90.cu"
 };
@@ -148,6 +151,7 @@ static const MartletKernelSource sources[] = {
     {"lora_pad.cu", lora_pad, sizeof lora_pad},
     {"lora_project.cu", lora_project, sizeof lora_project},
     {"lora_gradient.cu", lora_gradient, sizeof lora_gradient},
+    {"lora_backward_sm90.cu", lora_backward_sm90, sizeof lora_backward_sm90},
     {"projection_sm90.cu", projection_sm90, sizeof projection_sm90},
     {"projection_low.cu", projection_low, sizeof projection_low},
     {"projection_gradient.cu", projection_gradient, sizeof projection_gradient},

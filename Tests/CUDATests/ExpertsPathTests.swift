@@ -54,6 +54,16 @@ import Testing
         #expect(!isGrouped(.float32) && !isGrouped(dropsOut: true) && !isGrouped(trainsWeights: true))
     }
 
+    @Test func whoReadsOnceForProductAndGradient() {
+        func reads(_ path: ExpertsPath = .hopper, rank: Int = 16, outputs: Int = 1536) -> Bool {
+            OutputAdapterKernel(path, rank: rank, outputs: outputs) != nil
+        }
+        #expect(reads() && reads(outputs: 512) && reads(outputs: 5632))
+        #expect(!reads(.portable) && !reads(rank: 8) && !reads(rank: 32))
+        #expect(!reads(outputs: 1280), "not shared by eight blocks")
+        #expect(!reads(outputs: 6144), "above the shared memory of a block")
+    }
+
     @Test func attentionsWayIsTheBestUnlessAnotherIsNamed() throws {
         for unnamed in [nil, "", "auto"] { #expect(try CUDABackend.attentionPath(named: unnamed) == .hopper) }
         for path in AttentionPath.allCases { #expect(try CUDABackend.attentionPath(named: path.rawValue) == path) }

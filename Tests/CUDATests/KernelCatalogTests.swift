@@ -26,7 +26,7 @@ import Testing
         let hopperOnly: Set = [
             "grouped_gemm_sm90.cu", "grouped_gemm_low_sm90.cu", "grouped_gemm_dx_sm90.cu", "projection_sm90.cu",
             "projection_low.cu", "projection_gradient.cu", "attention_sm90_forward.cu", "attention_sm90_backward.cu",
-            "attention_sm90_finish.cu",
+            "attention_sm90_finish.cu", "lora_backward_sm90.cu",
         ]
         let wanted = architecture.capability == 90 ? files : files.subtracting(hopperOnly)
         #expect(Set(variants.map(\.file)) == wanted)

@@ -191,6 +191,18 @@ class Experts:
             "lora_gradient", (-(-width // 128), self.E), 128, u, v, self.order, self.offset, out, adds,
             shared=self.depth * (64 * 256 + 64 * self.A * 2))
 
+    def reads_once(self):
+        """Whether q1 and db1 come from one reading of dgateUp."""
+        return not portable and self.A == 16 and self.F % 256 == 0
+
+    def output_backward(self, adds=0):
+        W = 2 * self.F
+        if not hasattr(self, "output_maps"):
+            self.output_maps = (TensorMap(self.dgate_up, [W, self.R], [64, 32]), TensorMap(self.b1, [16, W, self.E], [16, 64, 1]))
+        Module("lora_backward_sm90", WIDTH=W)(
+            "lora_backward", 8 * self.E, 128, *self.output_maps, self.p1, self.offset, float(self.scale), self.q1, self.db1, adds,
+            shared=36 * W + 12328)
+
     def up(self):
         if self.A and not self.inside(UP): self.project(self.x, self.a1, self.p1, None, True)
         self.gemm(UP)
@@ -207,7 +219,8 @@ class Experts:
         self.gemm(DACT)
 
     def dx(self):
-        if self.A: self.project(self.dgate_up, self.b1t, self.q1, None, False)
+        if self.A and self.reads_once(): self.output_backward()
+        elif self.A: self.project(self.dgate_up, self.b1t, self.q1, None, False)
         self.gemm(DX)
 
     def combine_backward(self, dx):
@@ -217,6 +230,8 @@ class Experts:
 
     def gradients(self, adds=0):
         self.gradient(self.q1, self.x, self.da1, True, False, adds)
-        self.gradient(self.p1, self.dgate_up, self.db1, False, True, adds)
+        # That makes q1 again.
+        if self.reads_once(): self.output_backward(adds)
+        else: self.gradient(self.p1, self.dgate_up, self.db1, False, True, adds)
         self.gradient(self.q2w, self.act2, self.da2, False, False, adds)
         self.gradient(self.p2w, self.dy, self.db2, True, True, adds)

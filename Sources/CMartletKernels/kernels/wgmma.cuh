@@ -72,6 +72,15 @@ __device__ __forceinline__ void wgmma_64_16_16(float (&d)[104], u64 a, u64 b, bo
                  : "l"(a), "l"(b), "r"((u32)accumulates));
 }
 
+/// d[64 x 16] (+)= a[64 x 16] b[16 x 16]; a has K inside or, `a_transposed`, M; b has N.
+template <bool a_transposed> __device__ __forceinline__ void wgmma_64_16_16(float (&d)[8], u64 a, u64 b, bool accumulates) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, %11, "
+                 "1;\n}"
+                 : PLACES_8(0)
+                 : "l"(a), "l"(b), "r"((u32)accumulates), "n"(a_transposed ? 1 : 0));
+}
+
 /// d[64 x 192] += a[64 x 16] b[16 x 192] with a in registers, as pairs: a[0] is row (t % 32) / 4 of the warp's 16, columns
 /// 2 (t % 4) (+ 1); a[1] row + 8; a[2] and a[3] columns + 8.
 template <bool b_transposed, int count>

@@ -119,11 +119,15 @@ struct GroupedExperts {
             gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, adds: adds, gathers: true, outputMajor: true)
         }
         if let lora = experts.gateUpAdapter {
-            transpose(b1_EFA, into: s.b1_EAF)
-            project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
-            gradient(s.q1_RA, x_TH, into: lora.da, adds: adds, gathers: true, outputMajor: false)
             if lora.low == nil { project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true) }
-            gradient(p1_RA, gateUp_RF, into: lora.db, adds: adds, gathers: false, outputMajor: true)
+            if let db = lora.db, let kernel = OutputAdapterKernel(path, rank: rank, outputs: 2 * size.f) {
+                outputBackward(kernel, gateUp_RF, lora.scale, into: db, adds: adds)
+            } else {
+                transpose(b1_EFA, into: s.b1_EAF)
+                project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
+                gradient(p1_RA, gateUp_RF, into: lora.db, adds: adds, gathers: false, outputMajor: true)
+            }
+            gradient(s.q1_RA, x_TH, into: lora.da, adds: adds, gathers: true, outputMajor: false)
         }
         product(.dx, gateUp_RF, gateUp_RF, into: s.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine_backward", combineDefines)
@@ -219,6 +223,23 @@ struct GroupedExperts {
                     .int(adds ? 1 : 0),
                 ])
         }
+    }
+
+    /// q1 = s dgateUp B1 and dB1 (+)= dgateUp^T p1 from one reading of dgateUp.
+    private func outputBackward(
+        _ kernel: OutputAdapterKernel, _ dgateUp_RF: Tensor, _ scale: Float, into db: Tensor, adds: Bool
+    ) {
+        let outputs = 2 * size.f
+        let rows = device.tensorMap(dgateUp_RF, sizes: [outputs, size.r], box: [64, OutputAdapterKernel.boxRows])
+        let factor = device.tensorMap(b1_EFA, sizes: [size.a, outputs, size.e], box: [size.a, 64, 1])
+        device.launch(
+            device.kernel(
+                kernel.variant.file, "lora_backward", kernel.variant.defines, sharedBytes: kernel.sharedBytes),
+            Grid(OutputAdapterKernel.parts * size.e), block: 128,
+            [
+                .map(rows), .map(factor), .tensor(p1_RA), .tensor(routing.offset_E1), .float(scale),
+                .tensor(scratch.q1_RA), .tensor(db), .int(adds ? 1 : 0),
+            ])
     }
 
     private func product(_ mode: Mode, _ a: Tensor, _ gateUp_RF: Tensor, into out: Tensor, _ act_RF: Tensor?) {

@@ -10,8 +10,8 @@ package enum KernelCatalog {
 
     static func variants(for architecture: Architecture) -> [KernelVariant] {
         // The slow ones first, so that no processor is left with one at the end.
-        attention(architecture) + products(architecture) + projections(architecture) + adapters(architecture) + plain
-            + routing
+        attention(architecture) + products(architecture) + projections(architecture) + outputAdapters(architecture)
+            + adapters(architecture) + plain + routing
     }
 
     // MARK: The floors of a layer
@@ -55,6 +55,12 @@ package enum KernelCatalog {
         return [16, 64].flatMap { rank in
             HopperProjection.kernels(rank: rank, rows: 4096, multiprocessors: 132)
         }
+    }
+
+    /// Of experts, on Hopper.
+    private static func outputAdapters(_ architecture: Architecture) -> [KernelVariant] {
+        guard architecture.capability == 90 else { return [] }
+        return [512, 1536].compactMap { OutputAdapterKernel(.hopper, rank: 16, outputs: $0)?.variant }
     }
 
     private static func adapters(_ architecture: Architecture) -> [KernelVariant] {

@@ -64,6 +64,7 @@ extension Parity {
         .experts(seed: 8, t: 257, h: 256, f: 128, e: 16, k: 4, rank: 16).first,
         .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together).first,
         .experts(seed: 11, t: 257, h: 128, f: 64, e: 8, k: 2, rank: 5).first,
+        .experts(seed: 13, t: 193, h: 72, f: 256, e: 9, k: 2, rank: 16).first,
     ]
 
     /// A sequence that began in an earlier tile, a short one and a whole one.
@@ -122,5 +123,7 @@ extension Parity {
         .experts(seed: 10, t: 333, h: 200, f: 136, e: 8, k: 2, rank: 16, crowd: .together),
         .experts(seed: 11, t: 257, h: 128, f: 64, e: 8, k: 2, rank: 5),
         .experts(seed: 12, t: 65, h: 72, f: 40, e: 6, k: 3, rank: 24),
+        .experts(seed: 13, t: 193, h: 72, f: 256, e: 9, k: 2, rank: 16),
+        .experts(seed: 14, t: 301, h: 64, f: 768, e: 4, k: 2, rank: 16, crowd: .together),
     ]
 }
