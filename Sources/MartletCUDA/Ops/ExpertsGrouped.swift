@@ -111,13 +111,6 @@ struct GroupedExperts {
             project(dy_TH, s.b2_EAH, lora.scale, into: s.q2_RA, weighted: s.q2w_RA, gathers: true)
         }
         product(.dact, dy_TH, gateUp_RF, into: gateUp_RF, s.act_RF)
-        if let lora = experts.downAdapter {
-            if lora.low == nil {
-                project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
-            }
-            gradient(s.q2w_RA, s.act_RF, into: lora.da, adds: adds, gathers: false, outputMajor: false)
-            gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, adds: adds, gathers: true, outputMajor: true)
-        }
         if let lora = experts.gateUpAdapter {
             if lora.low == nil { project(x_TH, a1_EAH, lora.scale, into: p1_RA, gathers: true) }
             if let db = lora.db, let kernel = OutputAdapterKernel(path, rank: rank, outputs: 2 * size.f) {
@@ -127,7 +120,6 @@ struct GroupedExperts {
                 project(gateUp_RF, s.b1_EAF, lora.scale, into: s.q1_RA, gathers: false)
                 gradient(p1_RA, gateUp_RF, into: lora.db, adds: adds, gathers: false, outputMajor: true)
             }
-            gradient(s.q1_RA, x_TH, into: lora.da, adds: adds, gathers: true, outputMajor: false)
         }
         product(.dx, gateUp_RF, gateUp_RF, into: s.rows_RH, nil)
         let kernel = device.kernel("combine.cu", "combine_backward", combineDefines)
@@ -137,6 +129,22 @@ struct GroupedExperts {
                 .tensor(s.rows_RH), .tensor(tables.position_R), .tensor(s.partial),
                 .int(partialCount), .int(size.r), .tensor(dx_TH), .tensor(dweight_TK),
             ])
+        // Nothing waits for these, and dX and the combination find more of what was written last in the cache.
+        downGradients(dy_TH, adds: adds)
+        if let lora = experts.gateUpAdapter {
+            gradient(s.q1_RA, x_TH, into: lora.da, adds: adds, gathers: true, outputMajor: false)
+        }
+    }
+
+    /// Of the down projection's adapter.
+    private func downGradients(_ dy_TH: Tensor, adds: Bool) {
+        guard let lora = experts.downAdapter else { return }
+        let s = scratch
+        if lora.low == nil {
+            project(s.act_RF, a2_EAF, lora.scale, into: s.p_RA, weighted: s.weighted_RA, gathers: false)
+        }
+        gradient(s.q2w_RA, s.act_RF, into: lora.da, adds: adds, gathers: false, outputMajor: false)
+        gradient(lora.low ?? s.weighted_RA, dy_TH, into: lora.db, adds: adds, gathers: true, outputMajor: true)
     }
 
     /// Whether a mode makes its adapter's skinny product on the way, on Hopper: a launch less, and no second reading of its rows.
