@@ -223,7 +223,7 @@ struct Rows {
 /// A warpgroup that multiplies: 64 rows of each tile of the block.
 __device__ __forceinline__ void consume(
     Ring ring, u32 shared, const Work& work, bf16* const (&out)[3], const bf16* residual) {
-    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4, total = work.tiles();
+    const int group = consumer_group(), warp = threadIdx.x / 32 - 4, total = work.tiles();
     const u32 staging = shared + stages * stage_bytes + warp * staging_bytes;
     constexpr int parts = TILE / 64;
     for (int index = blockIdx.x / CLUSTER; index < total; index += gridDim.x / CLUSTER) {

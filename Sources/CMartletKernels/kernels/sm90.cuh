@@ -125,6 +125,12 @@ template <int stages, int stage_bytes, int barriers_at> struct RingPlace {
 
 // MARK: Register budgets
 
+/// `x`, which all lanes of the warp have, and the compiler knows it: what is made of it stands in uniform registers, where wgmma wants
+/// its descriptors. (Else each takes four instructions to get there, a tenth of all in some kernels.)
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+/// Of the warpgroups that multiply, behind the one that copies.
+__device__ __forceinline__ int consumer_group() { return uniform((int)threadIdx.x / 128 - 1); }
+
 /// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
 /// little of the L1 cache is left) through the products.
 __device__ __forceinline__ int lane_id() {
