@@ -51,10 +51,6 @@ __device__ __forceinline__ void send(u32 to, u32 barrier, Pair v) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
                  ::"r"(to), "f"(v.x), "f"(v.y), "r"(barrier) : "memory");
 }
-/// All blocks have made their barriers.
-__device__ __forceinline__ void cluster_begin() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 
 // MARK: An expert
 
@@ -114,7 +110,8 @@ __device__ __forceinline__ void begin(const Block& at, const TensorMap& dy, cons
         for (int i = 0; i < 2; ++i) barrier_expect(at.shares_full(i), share_bytes);
     }
     for (int i = 0; i < stages; ++i) fetch(at, i, dy, p_RA);
-    cluster_begin();
+    // The others have made their barriers.
+    cluster_barrier<parts>();
 }
 
 /// q = the piece's 64 rows by the block's rows of B; d += its columns by p.
