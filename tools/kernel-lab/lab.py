@@ -145,7 +145,7 @@ class Experts:
                 self.partial, R)
         if portable: return self.gemm_portable(mode, defines, rest)
         wide = 2 * F
-        dense, inner = [64, 48 if mode == DX else 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
+        dense, inner = [64, 48 if mode == DX else 32 if mode == DOWN and self.inside(mode) else 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
         a, k = {UP: (self.x, H), DOWN: (self.act, F), DACT: (self.dy, H), DX: (self.dgate_up, wide)}[mode]
         b, sizes = (self.wgu, [H, wide, E]) if mode in (UP, DX) else (self.wd, [F, H, E])
         if not hasattr(self, "maps"): self.maps = {}

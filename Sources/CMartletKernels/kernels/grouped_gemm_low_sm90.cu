@@ -16,7 +16,7 @@
 //            which leaves the producers 24: a thread of those that gather has 4 rows (8 registers) and copies 2 chunks of each, and
 //            the rows of the next tile come through shared memory.
 // Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors; 231648 bytes of dynamic shared memory.
-//            Tensor maps a, b and b_ext as there; instead of p
+//            Tensor maps a (DOWN: box {64, 32}), b and b_ext as there; instead of p
 //              first  UP A1 {H, 16, E}, DOWN A2 {F, 16, E}, box {64, 16, 1}; DACT B2 {16, H, E}, box {16, 64, 1} in the
 //                     32-byte swizzle
 // Numerics   as there. The tiles of a row have the same p, bit for bit.
@@ -73,7 +73,9 @@ __device__ __forceinline__ void load_step(const Ring& ring, const Maps& maps, in
     const TensorMap& weights = base ? maps.b : maps.second;
     const bool makes_low = column == 0;
     const int k = base ? step * 64 : 0;
-    barrier_expect(ring.full(), b_bytes + (base && !gathers ? a_bytes : 0) + (base && makes_low ? low_bytes : 0));
+    // Boxes of 32 rows, as many as the tile has.
+    const int boxes = base && !gathers ? ceil_div(tile.count, 32) : 0;
+    barrier_expect(ring.full(), b_bytes + boxes * (a_bytes / 4) + (base && makes_low ? low_bytes : 0));
     if (b_transposed) {
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
@@ -84,7 +86,10 @@ __device__ __forceinline__ void load_step(const Ring& ring, const Maps& maps, in
         if (MODE == UP) tensor_load(ring.b() + b_bytes / 2, weights, ring.full(), k, INNER + column, tile.expert);
     }
     if (!base) return;
-    if (!gathers) tensor_load(ring.a(), maps.a, ring.full(), k, tile.row);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (i < boxes) tensor_load(ring.a() + i * (a_bytes / 4), maps.a, ring.full(), k, tile.row + 32 * i);
+    }
     if (makes_low) tensor_load(ring.low(), maps.first, ring.full(), MODE == DACT ? 0 : k, MODE == DACT ? k : 0, tile.expert);
 }
 

@@ -301,7 +301,8 @@ struct GroupedExperts {
             case .dx: (experts.gateUp_EFH, [h, 2 * f, e], [64, 64, 1])
             }
         let aSizes = mode == .up || mode == .dact ? [h, size.t] : mode == .down ? [f, r] : [2 * f, r]
-        let maps = [map(a, aSizes, rows), map(weight, weightSizes, box)]
+        let aBox = mode == .down && hasAdapter && makesLow(mode) ? [64, 32] : rows
+        let maps = [map(a, aSizes, aBox), map(weight, weightSizes, box)]
         guard hasAdapter else { return maps + maps }
         let (p, matrix) = adapterOperands(mode)
         let matrixSizes =
