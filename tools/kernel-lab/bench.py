@@ -67,14 +67,15 @@ def bench(name, ids, H, F, E, K, A):
           f"; combine {gb(row + 2 * row / K, 'combine'):.0f} GB/s, gradients {gb(2 * row + 3 * 2.0 * e.R * F, 'gradients'):.0f} GB/s", flush=True)
 
 
-dense_a, dense_b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-torch.manual_seed(0)
-for argument in sys.argv[1:] or ["512"]:
-    if argument.startswith("oss"):
-        rows = int(argument[3:])
-        bench(f"gpt-oss {rows}", routing("even", 32, rows * 8, 4), 2880, 2880, 32, 4, 16)
-    else:
-        kind = {"skew": "skewed", "drawn": "drawn", "": "even"}[argument.rstrip("0123456789")]
-        rows = int(argument.lstrip("skewdran"))
-        bench(f"Qwen3-30B-A3B {rows} {kind}", routing(kind, 128, rows * 16, 8), 2048, 768, 128, 8, 16)
-    torch.cuda.empty_cache()
+if __name__ == "__main__":
+    dense_a, dense_b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    torch.manual_seed(0)
+    for argument in sys.argv[1:] or ["512"]:
+        if argument.startswith("oss"):
+            rows = int(argument[3:])
+            bench(f"gpt-oss {rows}", routing("even", 32, rows * 8, 4), 2880, 2880, 32, 4, 16)
+        else:
+            kind = {"skew": "skewed", "drawn": "drawn", "": "even"}[argument.rstrip("0123456789")]
+            rows = int(argument.lstrip("skewdran"))
+            bench(f"Qwen3-30B-A3B {rows} {kind}", routing(kind, 128, rows * 16, 8), 2048, 768, 128, 8, 16)
+        torch.cuda.empty_cache()

@@ -7,6 +7,8 @@ from lab import Module, TensorMap, bf16
 
 TOLERANCE = 8e-3
 GRID = 132
+# Columns of a tile, and the blocks of a cluster.
+NARROW, WIDE = (128, 1), (256, 2)
 
 
 def times(works, rounds=7):
@@ -78,9 +80,10 @@ class Layers:
             self.scale, shared=512 * depth * (rows + count * self.A))
 
     def product(self, transposed, tile, residual=None):
+        columns, cluster = tile
         key = (transposed, tile)
         if key not in self.maps:
-            maps, I, A, T, box = [], self.I, self.A, self.T, [64, 64 if transposed else tile]
+            maps, I, A, T, box = [], self.I, self.A, self.T, [64, 64 if transposed else columns // cluster]
             for s in range(self.n):
                 o = self.widths[s]
                 a, k = (self.dy[s], o) if transposed else (self.x, I)
@@ -89,7 +92,7 @@ class Layers:
                 maps += [TensorMap(p, [A, T], [64, 128]), TensorMap(m, size, box)]
             self.maps[key] = (maps + maps[:4] * 2)[:12]
         outs = self.three([self.dx] if transposed else self.y)
-        Module("projection_sm90", TRANSPOSED=int(transposed), TILE=tile, RANK=self.A)(
+        Module("projection_sm90", TRANSPOSED=int(transposed), TILE=columns, CLUSTER=cluster, RANK=self.A)(
             "projection", GRID, 384, *self.maps[key], *outs, residual, self.T, self.I, *self.three(self.widths, 0),
             sum(1 << s for s in self.adapted), shared=232448)
 
@@ -158,11 +161,13 @@ def check(T, I, widths, A, tile, adapted=None, residual=False, seed=1):
 
 
 CHECKS = [
-    (257, 256, [384, 128, 128], 16, 128), (257, 256, [384, 128, 128], 16, 192),
-    (1, 64, [64], 16, 128), (7, 200, [136], 16, 192), (33, 72, [8, 264], 16, 192),
-    (130, 2048, [4096, 512, 512], 16, 128, [0, 2]), (300, 320, [200, 72, 408], 16, 128, [1]), (64, 128, [256], 16, 128, None, True),
-    (257, 1032, [520], 16, 192, None, True), (4096, 2048, [4096, 512, 512], 16, 128), (4096, 4096, [2048], 16, 192, None, True),
-    (4096, 2048, [4096, 512, 512], 16, 192), (1000, 640, [768, 256], 64, 128), (300, 136, [200, 72, 72], 64, 128),
+    (257, 256, [384, 128, 128], 16, NARROW), (257, 256, [384, 128, 128], 16, WIDE),
+    (1, 64, [64], 16, NARROW), (7, 200, [136], 16, WIDE), (33, 72, [8, 264], 16, WIDE),
+    (130, 2048, [4096, 512, 512], 16, NARROW, [0, 2]), (300, 320, [200, 72, 408], 16, NARROW, [1]),
+    (300, 320, [200, 72, 408], 16, WIDE, [1]), (64, 128, [256], 16, NARROW, None, True),
+    (257, 1032, [520], 16, WIDE, None, True), (4096, 2048, [4096, 512, 512], 16, NARROW), (4096, 4096, [2048], 16, WIDE, None, True),
+    (4096, 2048, [4096, 512, 512], 16, WIDE), (1000, 640, [768, 256], 64, NARROW), (300, 136, [200, 72, 72], 64, NARROW),
+    (300, 136, [200, 72, 72], 64, WIDE),
 ]
 
 
@@ -173,18 +178,18 @@ def compile_all(variants):
     with ThreadPoolExecutor(12) as pool: list(pool.map(one, variants))
 
 
-def variants(ranks, tiles=(128, 192), tokens=(1024, 4096)):
+def variants(ranks, tiles=(NARROW, WIDE), tokens=(1024, 4096)):
     for r in ranks:
         yield "projection_gradient", dict(RANK=r)
         for c, T in ((c, T) for c in (1, 2, 3) for T in tokens if c * r <= 64 or c == 1):
             rows, depth = low_shape(T, c * r)
             for t in (0, 1) if c == 1 else (0,):
                 yield "projection_low", dict(TRANSPOSED=t, RANK=r, COUNT=c, ROWS=rows, DEPTH=depth)
-        for t in (tiles if r == 16 else (128,)):
-            for m in (0, 1): yield "projection_sm90", dict(TRANSPOSED=m, TILE=t, RANK=r)
+        for columns, cluster in tiles:
+            for m in (0, 1): yield "projection_sm90", dict(TRANSPOSED=m, TILE=columns, CLUSTER=cluster, RANK=r)
 
 
-def bench(T, tiles=(128, 192), copies=3):
+def bench(T, tiles=(NARROW, WIDE), copies=3):
     """Several copies take turns, so that weights come from memory, as in a step."""
     sets = [(Layers(T, 2048, [4096, 512, 512], 16, seed=i), Layers(T, 4096, [2048], 16, seed=i)) for i in range(copies)]
 
@@ -195,10 +200,10 @@ def bench(T, tiles=(128, 192), copies=3):
     mm = torch.mm
     works = {"dense": lambda: mm(dense_a, dense_b)}
     for t in tiles:
-        works[f"qkv {t}"] = each(lambda l, o, t=t: l.product(False, t))
-        works[f"o {t}"] = each(lambda l, o, t=t: o.product(False, t, o.y[0]))
-        works[f"dqkv {t}"] = each(lambda l, o, t=t: l.product(True, t))
-        works[f"do {t}"] = each(lambda l, o, t=t: o.product(True, t))
+        works[f"qkv {t[0]}"] = each(lambda l, o, t=t: l.product(False, t))
+        works[f"o {t[0]}"] = each(lambda l, o, t=t: o.product(False, t, o.y[0]))
+        works[f"dqkv {t[0]}"] = each(lambda l, o, t=t: l.product(True, t))
+        works[f"do {t[0]}"] = each(lambda l, o, t=t: o.product(True, t))
     out = lambda l: [v[:T] for v in l.y]
     works["cublas q"] = each(lambda l, o: mm(l.x, l.w[0].T, out=l.y[0][:T]))
     works["cublas k"] = each(lambda l, o: mm(l.x, l.w[1].T, out=l.y[1][:T]))

@@ -304,7 +304,7 @@ __device__ __forceinline__ void make_step(
 /// whose dS both have made: two steps before, or by the second warpgroup one. S and dP of the step come behind, beside the other's
 /// products.
 __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x) {
-    const int group = threadIdx.x / 128 - 1, lag = 2 - group;
+    const int group = consumer_group(), lag = 2 - group;
     const u32 k_rows = low_operand(shared.base + k_at + group * query_box);
     const u32 v_rows = low_operand(shared.base + v_at + group * query_box);
     const u32 k_columns = low_operand(shared.base + k_at + group * key_box);

@@ -180,7 +180,7 @@ __device__ __forceinline__ void finish_rows(u32 desk, const Tile& tile, int colu
 
 /// A warpgroup that multiplies: every other tile of the block.
 __device__ __forceinline__ void consume(Ring ring, const Tile* tiles, int total, bf16* out) {
-    const int group = threadIdx.x / 128 - 1;
+    const int group = consumer_group();
     const u32 desk = ring.base + desk_at;
     if (group == 1) ring.advance(steps);
     int round = 0;

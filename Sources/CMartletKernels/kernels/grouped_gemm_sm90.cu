@@ -174,12 +174,12 @@ template <bool both> __device__ __forceinline__ void multiply(float (&d)[2][96],
 __device__ __forceinline__ void consume(
     Ring ring, u32 shared, const int* order, const Tile* tiles, const float* weights, const bf16* gate_up, bf16* out,
     bf16* act, float* partial, int row_total) {
-    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
+    const int group = consumer_group(), warp = threadIdx.x / 32 - 4;
     const u32 staging = shared + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
     const u32 weight_at = shared + stages * stage_bytes + 4 * desk_bytes + warp * 128;
     if (group == 1) ring.advance(steps);
     int index;
-    for (int round = 0; (index = ring.queue().wait(2 * round + group)) >= 0; ++round) {
+    for (int round = 0; (index = uniform(ring.queue().wait(2 * round + group))) >= 0; ++round) {
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
         if (MODE == DACT) prepare_weights(weight_at, tile.row + warp % 4 * 16, tile.count - warp % 4 * 16, order, weights);
@@ -187,7 +187,7 @@ __device__ __forceinline__ void consume(
         if (tile.count > 64) multiply<true>(d, ring, group, round);
         else multiply<false>(d, ring, group, round);
         ring.advance(steps);
-        const int row = tile.row + warp % 4 * 16, count = tile.count - warp % 4 * 16;
+        const int row = tile.row + warp % 4 * 16, count = uniform(tile.count - warp % 4 * 16);
         if (MODE == DACT) {
             barrier_wait(ring.desk(group, warp), (round ^ group ^ 1) & 1);
             lay_out(d, staging, count);

@@ -6,30 +6,31 @@
 // Shapes     x, dx [T, I]; y_s, dy_s [T, O_s]; W_s [O_s, I]; p_s, q_s [T, r]; A_s [r, I]; B_s [O_s, r]; all bf16. I, O_s and r
 //            multiples of 8; edges of tiles are predicated, so any T is right. The residual may be the output itself.
 // Budget     2 T I (sum of O_s) FLOPs; q, k, v of Qwen3-30B-A3B at T = 4096: 86 G, 0.13 ms at 650 TFLOP/s, beside which 21 + 59
-//            MB are nothing. Bound by the tensor cores, and by how evenly tiles fall on the multiprocessors: a tile is 128
-//            rows x TILE columns.
-// Design     as in grouped_gemm_sm90.cu: one thread of the first warpgroup fills a ring of K steps by the copy engine, two
-//            warpgroups multiply in turns, each a tile of its own, so that one's epilogue runs under the other's products.
-// Launch     -DTRANSPOSED -DTILE (128 or 192) -DRANK; 384 threads; grid = multiprocessors; 232448 bytes of dynamic shared
-//            memory. Absent layers have width 0 and any map; bit s of `adapters`: layer s has one. Tensor maps (bf16, 128-byte
-//            swizzle, zero fill; sizes innermost first), for each s:
+//            MB are nothing. Bound by the card's power, so by the bytes that a product takes from shared memory, and those
+//            from L2; and by how evenly tiles fall on the multiprocessors: a tile is 128 rows x TILE columns.
+// Design     One thread of the first warpgroup fills a ring of K steps by the copy engine, also for the next tile while the last
+//            one is written; two warpgroups multiply, each 64 rows of the block's tile by all of its columns. The blocks of a
+//            cluster take tiles below each other, and each fetches a part of the weights for all.
+// Launch     -DTRANSPOSED -DTILE (128, 256) -DCLUSTER (1, 2) -DRANK; 384 threads; grid = multiprocessors, a multiple of CLUSTER;
+//            232448 bytes of dynamic shared memory. Absent layers have width 0 and any map; bit s of `adapters`: layer s has
+//            one. Tensor maps (bf16, 128-byte swizzle, zero fill; sizes innermost first), for each s:
 //              a      x {I, T} (dy_s {O_s, T}), box {64, 128}
-//              b      W_s {I, O_s}, box {64, TILE} (TRANSPOSED {64, 64})
+//              b      W_s {I, O_s}, box {64, TILE / CLUSTER} (TRANSPOSED {64, 64})
 //              a_ext  p_s (q_s) {r, T}, box {64, 128}
-//              b_ext  B_s {r, O_s}, box {64, TILE} (TRANSPOSED A_s {I, r}, box {64, 64})
-// Numerics   float accumulators over K in order, whatever TILE is: reproducible. Rounded to bf16 before the residual is added.
+//              b_ext  B_s {r, O_s}, box {64, TILE / CLUSTER} (TRANSPOSED A_s {I, r}, box {64, 64})
+// Numerics   float accumulators over K in order, however it is cut: reproducible. Rounded to bf16 before the residual is added.
 // Reference  CPUBackend.linear, linearBackward.
 #include "sm90.cuh"
 
 constexpr int a_bytes = 128 * 64 * 2;
 constexpr int b_bytes = TILE * 128;
 constexpr int stage_bytes = a_bytes + b_bytes;
-constexpr int stages = TILE == 128 ? 6 : 5;
+constexpr int stages = TILE == 128 ? 6 : 4;
 /// Each of the 8 consumer warps stages 16 rows x 64 columns; 16 bytes between rows keep the banks apart.
 constexpr int staging_pitch = 64 * 2 + 16;
 constexpr int staging_bytes = 16 * staging_pitch;
 constexpr int barriers_at = stages * stage_bytes + 8 * staging_bytes;
-static_assert(barriers_at + (stages + 1) * 16 <= 232448, "the launch's dynamic shared memory");
+static_assert(barriers_at + stages * 16 <= 232448, "the launch's dynamic shared memory");
 /// The block starts with 384 x 168 registers; the three warpgroups share them anew.
 constexpr int producer_registers = 40;
 constexpr int consumer_registers = 232;
@@ -46,10 +47,11 @@ struct Work {
         if (TRANSPOSED) return ceil_div(inner, TILE);
         return ceil_div(width[0], TILE) + ceil_div(width[1], TILE) + ceil_div(width[2], TILE);
     }
-    __device__ __forceinline__ int tiles() const { return ceil_div(rows, 128) * column_tiles(); }
+    /// Of clusters.
+    __device__ __forceinline__ int tiles() const { return ceil_div(rows, 128 * CLUSTER) * column_tiles(); }
 };
 
-/// Tile `index`: its first row and column, and the layers first ..< last that it sums over.
+/// The block's part of its cluster's tile `index`: its first row and column, and the layers first ..< last that it sums over.
 struct Place {
     int row, column, first, last;
     /// Steps of K of the weights, and of the adapters after them.
@@ -58,7 +60,7 @@ struct Place {
     __device__ __forceinline__ Place(const Work& work, int index) {
         const int across = work.column_tiles();
         int tile = index % across;
-        row = index / across * 128;
+        row = (index / across * CLUSTER + cluster_rank<CLUSTER>()) * 128;
         first = 0, last = 3;
         if (!TRANSPOSED) {
 #pragma unroll
@@ -86,20 +88,22 @@ struct Ring : RingPlace<stages, stage_bytes, barriers_at> {
 
 // MARK: Filling the ring
 
-/// `steps` steps of a (rows of the tile) and b from the start of their K.
+/// `steps` steps of a (rows of the tile) and b from the start of their K; every block of the cluster gets all of b.
 __device__ __forceinline__ void fill(Ring& ring, const TensorMap& a, const TensorMap& b, const Place& place, int steps) {
     for (int step = 0; step < steps; ++step, ring.next()) {
         const int k = step * 64;
         barrier_wait(ring.empty(), ring.parity ^ 1);
         barrier_expect(ring.full(), stage_bytes);
         tensor_load(ring.a(), a, ring.full(), k, place.row);
+        constexpr int share = TILE / CLUSTER;
+        const int first = cluster_rank<CLUSTER>() * share, column = place.column + first;
         if (TRANSPOSED) {
 #pragma unroll
-            for (int i = 0; i < TILE / 64; ++i) {
-                tensor_load(ring.b() + i * 8192, b, ring.full(), place.column + 64 * i, k);
+            for (int i = 0; i < share; i += 64) {
+                tensor_load_all<CLUSTER>(ring.b() + (first + i) * 128, b, ring.full(), column + i, k);
             }
         } else {
-            tensor_load(ring.b(), b, ring.full(), k, place.column);
+            tensor_load_all<CLUSTER>(ring.b() + first * 128, b, ring.full(), k, column);
         }
     }
 }
@@ -107,7 +111,7 @@ __device__ __forceinline__ void fill(Ring& ring, const TensorMap& a, const Tenso
 __device__ __forceinline__ void produce(
     Ring ring, const Work& work, const TensorMap* const (&a)[3], const TensorMap* const (&b)[3],
     const TensorMap* const (&a_ext)[3], const TensorMap* const (&b_ext)[3]) {
-    for (int index = blockIdx.x, total = work.tiles(); index < total; index += gridDim.x) {
+    for (int index = blockIdx.x / CLUSTER, total = work.tiles(); index < total; index += gridDim.x / CLUSTER) {
         const Place place(work, index);
 #pragma unroll
         for (int s = 0; s < 3; ++s) {
@@ -129,13 +133,16 @@ __device__ __forceinline__ void produce(
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, " \
     "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
     "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define PLACES_96                                                                                                             \
+#define PLACES_128                                                                                                            \
     PLACES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "   \
-              "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+              "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "     \
+              "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, "  \
+              "%123, %124, %125, %126, %127"
 #define EIGHT(i)                                                                                                              \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define OUTPUTS_64 EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
-#define OUTPUTS_96 OUTPUTS_64, EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88)
+#define OUTPUTS_128                                                                                                           \
+    OUTPUTS_64, EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88), EIGHT(96), EIGHT(104), EIGHT(112), EIGHT(120)
 #define WGMMA(n, count, a_at, b_at, p_at, t_at)                                                                               \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_at ", 0;\n"                                                          \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" PLACES_##count "}, %" #a_at ", %" #b_at         \
@@ -149,142 +156,126 @@ __device__ __forceinline__ void multiply_16(float (&d)[values], u64 a, u64 b, bo
 #if TILE == 128
     WGMMA(128, 64, 64, 65, 66, 67);
 #else
-    WGMMA(192, 96, 96, 97, 98, 99);
+    WGMMA(256, 128, 128, 129, 130, 131);
 #endif
 }
 
-/// Keeps the compiler from reading the accumulators before a wait.
-__device__ __forceinline__ void keep(float (&d)[values]) {
-#pragma unroll
-    for (int i = 0; i < values; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-
-/// One step of K, `count` times 16 of it, for the first 64 rows and, if `both`, the last 64.
-template <int count, bool both>
-__device__ __forceinline__ void multiply_step(float (&d)[2][values], const Ring& ring, bool accumulates) {
-    const u64 a = operand(ring.a()), b = TRANSPOSED ? operand(ring.b(), 8192) : operand(ring.b());
+/// One step of K, `count` times 16 of it, for the 64 rows of warpgroup `group`.
+template <int count>
+__device__ __forceinline__ void multiply_step(float (&d)[values], const Ring& ring, int group, bool accumulates) {
+    const u64 a = operand(ring.a() + group * 8192), b = TRANSPOSED ? operand(ring.b(), 8192) : operand(ring.b());
     constexpr int b_step = TRANSPOSED ? 2048 >> 4 : 32 >> 4;
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
-        multiply_16(d[0], a + 2 * i, b + b_step * i, accumulates || i > 0);
-        if (both) multiply_16(d[1], a + (8192 >> 4) + 2 * i, b + b_step * i, accumulates || i > 0);
-    }
+    for (int i = 0; i < count; ++i) multiply_16(d, a + 2 * i, b + b_step * i, accumulates || i > 0);
     wgmma_commit();
 }
 
-/// All steps of one tile into the accumulators. One step stays under way while the next starts.
-template <bool both>
-__device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, const Place& place, int group, int round) {
-    barrier_wait(ring.turn(group), (round ^ group ^ 1) & 1);
+/// All steps of one tile into the accumulators. One step stays under way while the next starts; after the last, `meanwhile`.
+template <class Meanwhile>
+__device__ __forceinline__ void multiply(
+    float (&d)[values], Ring& ring, const Place& place, int group, Meanwhile meanwhile) {
     barrier_wait(ring.full(), ring.parity);
-    multiply_step<4, both>(d, ring, false);
+    multiply_step<4>(d, ring, group, false);
     u32 previous = ring.empty();
     ring.next();
-    for (int step = 1; step < place.base; ++step, ring.next()) {
-        barrier_wait(ring.full(), ring.parity);
-        multiply_step<4, both>(d, ring, true);
+    auto advance = [&] {
         wgmma_wait<1>();
-        release(previous);
+        release_all<CLUSTER>(previous);
         previous = ring.empty();
+        ring.next();
+    };
+    for (int step = 1; step < place.base; ++step) {
+        barrier_wait(ring.full(), ring.parity);
+        multiply_step<4>(d, ring, group, true);
+        advance();
     }
 #pragma unroll 1
-    for (int step = 1; step <= place.extra; ++step, ring.next()) {
+    for (int step = 1; step <= place.extra; ++step) {
         barrier_wait(ring.full(), ring.parity);
-        if (extra_steps == 1 || step % extra_steps == 0) {
-            multiply_step<extra_count, both>(d, ring, true);
-        } else {
-            multiply_step<4, both>(d, ring, true);
-        }
-        wgmma_wait<1>();
-        release(previous);
-        previous = ring.empty();
+        if (extra_steps == 1 || step % extra_steps == 0) multiply_step<extra_count>(d, ring, group, true);
+        else multiply_step<4>(d, ring, group, true);
+        advance();
     }
-    release(ring.turn(group ^ 1));
+    meanwhile();
     wgmma_wait<0>();
-    keep(d[0]);
-    if (both) keep(d[1]);
-    release(previous);
+    hold<values>(d);
+    release_all<CLUSTER>(previous);
 }
 
-// MARK: Epilogue, warp by warp, 16 rows at a time
+// MARK: Epilogue, warp by warp: 16 rows x TILE columns, 64 columns at a time
 
 __device__ __forceinline__ u32 sum(u32 x, u32 y) { return pack(low(x) + low(y), high(x) + high(y)); }
-
-/// 16 rows x 64 columns of the accumulators, from column 8 `chunk` of the tile on, through the warp's staging area to
-/// global memory; only `count` rows and columns below `limit` are written.
-__device__ __forceinline__ void store_rows(
-    const float (&d)[values], int chunk, u32 staging, bf16* to, const bf16* residual, int stride, int count, int limit) {
-    const int lane = lane_id();
-    const int row = lane / 8, column = lane % 8 * 8;
-    const u64 at = (u64)row * stride + column;
-    const int last = column < limit ? min(count, 16) : 0;
-    const u32 corner = staging + lane % 16 * staging_pitch + lane / 16 * 16;
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-        const float* x = d + 4 * (chunk + j);
-        store_matrices(corner + j * 16, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
-    }
-    __syncwarp();
-    // The residual's rows are on the way together, as many as there are registers for, before any is waited for.
-    constexpr int at_once = TILE == 128 ? 4 : 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += at_once) {
-        Vector old[at_once] = {};
-#pragma unroll
-        for (int k = 0; k < at_once; ++k) {
-            const int r = 4 * (i + k);
-            if (residual && row + r < last) old[k] = load128_once(residual + at + (u64)r * stride);
-        }
-#pragma unroll
-        for (int k = 0; k < at_once; ++k) {
-            const int r = 4 * (i + k);
-            if (row + r >= last) continue;
-            Vector v = load_shared128(staging + (row + r) * staging_pitch + column * 2);
-            if (residual) v = {sum(v.x, old[k].x), sum(v.y, old[k].y), sum(v.z, old[k].z), sum(v.w, old[k].w)};
-            store128(to + at + (u64)r * stride, v);
-        }
-    }
-    __syncwarp();
+__device__ __forceinline__ Vector sum(Vector v, Vector r) {
+    return {sum(v.x, r.x), sum(v.y, r.y), sum(v.z, r.z), sum(v.w, r.w)};
 }
 
-/// A warpgroup that multiplies: every other tile of the block.
+/// Where a warp's rows go: lane l has the 16 bytes from column 8 (l % 8) on of rows l / 8 + 4 i, i in 0 ..< 4, of every 64 columns.
+struct Rows {
+    u64 at;
+    int stride, row, limit, column;
+
+    /// Whether there are rows 4 i and columns 64 `part` of it.
+    __device__ __forceinline__ bool has(int part, int i) const { return row + 4 * i < limit && column + 64 * part < stride; }
+    __device__ __forceinline__ u64 place(int part, int i) const { return at + (u64)(4 * i) * stride + 64 * part; }
+};
+
+/// A warpgroup that multiplies: 64 rows of each tile of the block.
 __device__ __forceinline__ void consume(
     Ring ring, u32 shared, const Work& work, bf16* const (&out)[3], const bf16* residual) {
-    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4, total = work.tiles();
+    const int group = consumer_group(), warp = threadIdx.x / 32 - 4, total = work.tiles();
     const u32 staging = shared + stages * stage_bytes + warp * staging_bytes;
-    auto skip = [&](int index) {
-        if (index >= total) return;
+    constexpr int parts = TILE / 64;
+    for (int index = blockIdx.x / CLUSTER; index < total; index += gridDim.x / CLUSTER) {
         const Place place(work, index);
-        ring.advance(place.base + place.extra);
-    };
-    if (group == 1) skip(blockIdx.x);
-    int round = 0;
-    for (int index = blockIdx.x + group * gridDim.x; index < total; index += 2 * gridDim.x, ++round) {
-        const Place place(work, index);
-        float d[2][values];
-        const int tile_rows = min(128, work.rows - place.row);
-        if (tile_rows > 64) multiply<true>(d, ring, place, group, round);
-        else multiply<false>(d, ring, place, group, round);
-        skip(index + gridDim.x);
-        const int row = place.row + warp % 4 * 16, count = tile_rows - warp % 4 * 16;
-        const int stride = TRANSPOSED ? work.inner : place.first == 0 ? work.width[0] : place.first == 1 ? work.width[1] : work.width[2];
-        bf16* to = TRANSPOSED || place.first == 0 ? out[0] : place.first == 1 ? out[1] : out[2];
+        const int s = place.first, width = s == 0 ? work.width[0] : s == 1 ? work.width[1] : work.width[2];
+        bf16* to = TRANSPOSED || s == 0 ? out[0] : s == 1 ? out[1] : out[2];
+        float d[values];
+        Vector old[parts][4] = {};
+        auto rows = [&] {
+            const int lane = lane_id(), row = place.row + 16 * warp + lane / 8, column = place.column + lane % 8 * 8;
+            const int stride = TRANSPOSED ? work.inner : width;
+            return Rows{(u64)row * stride + column, stride, row, work.rows, column};
+        };
+        // All that a thread needs of the residual is on the way before any is waited for.
+        multiply(d, ring, place, group, [&] {
+            if (!residual) return;
+            const Rows from = rows();
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (count <= 64 * half) break;
+            for (int part = 0; part < parts; ++part) {
 #pragma unroll
-            for (int part = 0; part < TILE / 64; ++part) {
-                const int column = place.column + 64 * part, left = count - 64 * half;
-                const u64 at = (u64)(row + 64 * half) * stride + column;
-                store_rows(d[half], 8 * part, staging, to + at, residual ? residual + at : nullptr, stride, left,
-                           stride - column);
+                for (int i = 0; i < 4; ++i) {
+                    if (from.has(part, i)) old[part][i] = load128_once(residual + from.place(part, i));
+                }
             }
+        });
+        const Rows own = rows();
+        const int lane = lane_id();
+        const u32 corner = staging + lane % 16 * staging_pitch + lane / 16 * 16;
+        const u32 line = staging + lane / 8 * staging_pitch + lane % 8 * 16;
+#pragma unroll
+        for (int part = 0; part < parts; ++part) {
+#pragma unroll
+            for (int j = 0; j < 8; j += 2) {
+                const float* x = d + 32 * part + 4 * j;
+                store_matrices(corner + j * 16, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
+            }
+            __syncwarp();
+            Vector v[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[i] = load_shared128(line + 4 * i * staging_pitch);
+            __syncwarp();
+            if (residual) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) v[i] = sum(v[i], old[part][i]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) store128_if(own.has(part, i), to + own.place(part, i), v[i]);
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) projection(
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1) projection(
     const __grid_constant__ TensorMap a0, const __grid_constant__ TensorMap b0, const __grid_constant__ TensorMap a0_ext,
     const __grid_constant__ TensorMap b0_ext, const __grid_constant__ TensorMap a1, const __grid_constant__ TensorMap b1,
     const __grid_constant__ TensorMap a1_ext, const __grid_constant__ TensorMap b1_ext, const __grid_constant__ TensorMap a2,
@@ -298,13 +289,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) projection(
     if (threadIdx.x == 0) {
         for (Ring slot = ring; slot.parity == 0; slot.next()) {
             barrier_init(slot.full(), 1);
-            barrier_init(slot.empty(), 1);
+            barrier_init(slot.empty(), 2 * CLUSTER);
         }
-        barrier_init(ring.turn(0), 1);
-        barrier_init(ring.turn(1), 1);
         barrier_init_fence();
     }
-    __syncthreads();
+    cluster_barrier<CLUSTER>();
     const Work work = {rows, inner, {width0, width1, width2}, adapters};
     if (threadIdx.x < 128) {
         register_decrease<producer_registers>();
@@ -313,5 +302,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) projection(
     } else {
         register_increase<consumer_registers>();
         consume(ring, shared, work, {out0, out1, out2}, residual);
+        // The cluster's other block may still tell this one of free slots.
+        if (CLUSTER > 1) cluster_barrier<CLUSTER>();
     }
 }

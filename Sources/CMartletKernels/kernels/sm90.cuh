@@ -55,6 +55,34 @@ __device__ __forceinline__ void tensor_load(u32 to, const TensorMap& map, u32 ba
                  ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z) : "memory");
 }
 
+// MARK: Clusters of blocks; one of one block is none
+
+template <int blocks> __device__ __forceinline__ int cluster_rank() { return blocks == 1 ? 0 : blockIdx.x % blocks; }
+
+/// All threads of the cluster that have not left. Says nothing of the order of ordinary writes in the others' memory.
+template <int blocks> __device__ __forceinline__ void cluster_barrier() {
+    if (blocks == 1) return __syncthreads();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/// `release` in every block: the first threads of the warpgroup arrive, each in one. (With `.release.cluster` the compiler puts a
+/// MEMBAR.ALL.GPU before it, most of a microsecond; reads by the tensor cores that are waited for need none.)
+template <int blocks> __device__ __forceinline__ void release_all(u32 barrier) {
+    if (blocks == 1) return release(barrier);
+    const int block = threadIdx.x % 128;
+    if (block >= blocks) return;
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(block) : "memory");
+}
+
+/// A box to the same place of every block, and its bytes to the same barrier of each.
+template <int blocks> __device__ __forceinline__ void tensor_load_all(u32 to, const TensorMap& map, u32 barrier, int x, int y) {
+    if (blocks == 1) return tensor_load(to, map, barrier, x, y);
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4}], [%2], %5;"
+                 ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"((u16)((1 << blocks) - 1)) : "memory");
+}
+
 // MARK: Stored matrices
 
 /// The reverse of an ldmatrix, not transposed.
@@ -96,6 +124,12 @@ template <int stages, int stage_bytes, int barriers_at> struct RingPlace {
 };
 
 // MARK: Register budgets
+
+/// `x`, which all lanes of the warp have, and the compiler knows it: what is made of it stands in uniform registers, where wgmma wants
+/// its descriptors. (Else each takes four instructions to get there, a tenth of all in some kernels.)
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+/// Of the warpgroups that multiply, behind the one that copies.
+__device__ __forceinline__ int consumer_group() { return uniform((int)threadIdx.x / 128 - 1); }
 
 /// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
 /// little of the L1 cache is left) through the products.

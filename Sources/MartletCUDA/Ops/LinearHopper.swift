@@ -142,33 +142,31 @@ struct HopperProjection {
 
     private func product(_ direction: Direction, into outputs: [Tensor], _ residual: Tensor?) {
         let isForward = if case .forward = direction { true } else { false }
-        let tile = HopperProjection.tile(
+        let tile = ProjectionTile(
             rows: T, widths: isForward ? layers.map(\.outputs) : [I], multiprocessors: device.multiprocessorCount)
         let kernel = device.kernel(
             "projection_sm90.cu", "projection",
-            [
-                KernelDefine("TRANSPOSED", isForward ? 0 : 1), KernelDefine("TILE", tile), KernelDefine("RANK", rank),
-            ], sharedBytes: 232_448)
+            tile.defines(isTransposed: !isForward) + [KernelDefine("RANK", rank)], sharedBytes: 232_448)
         let maps = layers.indices.flatMap { tensorMaps(direction, $0, tile: tile) }
         let absent = (layers.count..<HopperProjection.layerLimit).flatMap { _ in maps[..<4] }
         let mask = layers.enumerated().reduce(0) { $0 | ($1.element.adapter == nil ? 0 : 1 << $1.offset) }
         device.launch(
-            kernel, Grid(device.multiprocessorCount), block: 384,
+            kernel, Grid(tile.grid(multiprocessors: device.multiprocessorCount)), block: 384,
             (maps + absent).map(KernelArgument.map) + three(outputs)
                 + [.optional(residual), .int(T), .int(I)]
                 + (0..<3).map { .int($0 < layers.count ? layers[$0].outputs : 0) } + [.int(mask)])
     }
 
     /// The maps of a, b and the adapter's extension of both, as the kernel's header says.
-    private func tensorMaps(_ direction: Direction, _ s: Int, tile: Int) -> [TensorMap] {
+    private func tensorMaps(_ direction: Direction, _ s: Int, tile: ProjectionTile) -> [TensorMap] {
         let layer = layers[s], O = layer.outputs, rows = [64, 128]
         switch direction {
         case .forward:
             return [
                 device.tensorMap(x_TI, sizes: [I, T], box: rows),
-                device.tensorMap(layer.weight_OI, sizes: [I, O], box: [64, tile]),
+                device.tensorMap(layer.weight_OI, sizes: [I, O], box: [64, tile.share]),
                 device.tensorMap(layer.p_TA, sizes: [rank, T], box: rows),
-                device.tensorMap(layer.b_OA, sizes: [rank, O], box: [64, tile]),
+                device.tensorMap(layer.b_OA, sizes: [rank, O], box: [64, tile.share]),
             ]
         case .backward(let dy_TO):
             return [
@@ -184,16 +182,6 @@ struct HopperProjection {
         (0..<3).map { .optional(tensors.indices.contains($0) ? tensors[$0] : nil) }
     }
 
-    /// Columns of a tile: such that the tiles fall most evenly on the multiprocessors. Every tile costs some 24 columns more
-    /// than it has (measured on an H200). The sums are the same either way.
-    static func tile(rows: Int, widths: [Int], multiprocessors: Int) -> Int {
-        func cost(_ tile: Int) -> Int {
-            let tiles = ceilDiv(rows, 128) * widths.reduce(0) { $0 + ceilDiv($1, tile) }
-            return ceilDiv(tiles, multiprocessors) * (tile + 24)
-        }
-        return cost(192) < cost(128) ? 192 : 128
-    }
-
     /// Every kernel for adapters of `rank` in tiles of `rows`.
     static func kernels(rank: Int, rows: Int, multiprocessors: Int) -> [KernelVariant] {
         let defines = [KernelDefine("RANK", rank)]
@@ -203,14 +191,49 @@ struct HopperProjection {
                 KernelVariant("projection_low.cu", shape.defines(isTransposed: $0))
             }
         }
-        let products = [128, 192].flatMap { tile in
-            [0, 1].map { transposed in
-                KernelVariant(
-                    "projection_sm90.cu",
-                    [KernelDefine("TRANSPOSED", transposed), KernelDefine("TILE", tile)] + defines)
+        let products = [ProjectionTile.narrow, .wide].flatMap { tile in
+            [false, true].map {
+                KernelVariant("projection_sm90.cu", tile.defines(isTransposed: $0) + defines)
             }
         }
         return low + [KernelVariant("projection_gradient.cu", defines)] + products
+    }
+}
+
+/// How projection_sm90.cu is cut; the sums are the same either way.
+private struct ProjectionTile {
+    let columns: Int
+    /// Blocks of a cluster: they take tiles below each other, and share what they fetch of the weights.
+    let cluster: Int
+
+    static let narrow = ProjectionTile(columns: 128, cluster: 1)
+    static let wide = ProjectionTile(columns: 256, cluster: 2)
+
+    private init(columns: Int, cluster: Int) {
+        (self.columns, self.cluster) = (columns, cluster)
+    }
+
+    /// By rounds of tiles, where a narrow one costs 144 columns' time: with all multiprocessors busy and the card at its power
+    /// limit, as in a step of many tokens, four products of a layer took 2178 us in narrow tiles, 1910 in wide ones (H200, 8192
+    /// tokens). So narrow ones serve few tokens, or such a number that wide ones leave many multiprocessors idle.
+    init(rows: Int, widths: [Int], multiprocessors: Int) {
+        func rounds(_ tile: ProjectionTile) -> Int {
+            let tiles = ceilDiv(rows, 128 * tile.cluster) * widths.reduce(0) { $0 + ceilDiv($1, tile.columns) }
+            return ceilDiv(tiles, multiprocessors / tile.cluster)
+        }
+        self = rounds(.narrow) * 144 < rounds(.wide) * 256 ? .narrow : .wide
+    }
+
+    /// Columns of the weights that one block fetches for its cluster.
+    var share: Int { columns / cluster }
+
+    func grid(multiprocessors: Int) -> Int { multiprocessors / cluster * cluster }
+
+    func defines(isTransposed: Bool) -> [KernelDefine] {
+        [
+            KernelDefine("TRANSPOSED", isTransposed ? 1 : 0), KernelDefine("TILE", columns),
+            KernelDefine("CLUSTER", cluster),
+        ]
     }
 }
 
