@@ -132,7 +132,7 @@ class Experts:
             self.tile_count, self.parts, self.part_count, self.R)
 
     def inside(self, mode):
-        """Whether the grouped product makes the adapter's skinny one on the way; then p2 and q2 are never in memory."""
+        """Whether the grouped product makes the adapter's skinny one on the way."""
         return not portable and self.A == 16 and mode != DX
 
     def gemm(self, mode, in_place=False):
@@ -145,7 +145,7 @@ class Experts:
                 self.partial, R)
         if portable: return self.gemm_portable(mode, defines, rest)
         wide = 2 * F
-        dense, inner = [64, 48 if mode == DX else 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
+        dense, inner = [64, 48 if mode == DX else 32 if mode == DOWN and self.inside(mode) else 128], {UP: [64, 96, 1], DOWN: [64, 192, 1]}.get(mode, [64, 64, 1])
         a, k = {UP: (self.x, H), DOWN: (self.act, F), DACT: (self.dy, H), DX: (self.dgate_up, wide)}[mode]
         b, sizes = (self.wgu, [H, wide, E]) if mode in (UP, DX) else (self.wd, [F, H, E])
         if not hasattr(self, "maps"): self.maps = {}
@@ -164,9 +164,9 @@ class Experts:
             return Module("grouped_gemm_dx_sm90", **defines)(
                 "grouped_gemm_dx", self.grid, 384, *self.maps[mode], self.parts, self.part_count, out, shared=216256)
         if self.inside(mode):
-            low = {UP: self.p1, DOWN: self.p2w, DACT: self.q2w}[mode]
+            p, weighted = {UP: (self.p1, None), DOWN: (self.p2, self.p2w), DACT: (self.q2, self.q2w)}[mode]
             return Module("grouped_gemm_low_sm90", **defines)(
-                "grouped_gemm_low", self.grid, 384, *self.maps[mode], a, *rest, low, float(self.scale), shared=231648)
+                "grouped_gemm_low", self.grid, 384, *self.maps[mode], a, *rest, p, weighted, float(self.scale), shared=231648)
         Module("grouped_gemm_sm90", **defines)("grouped_gemm", self.grid, 384, *self.maps[mode], a, *rest, shared=231648)
 
     def gemm_portable(self, mode, defines, rest):

@@ -21,7 +21,8 @@ struct alignas(16) Tile {
     /// Position of the first row in `order_R`.
     int row;
     int count;
-    int unused;
+    /// What grouped_gemm_low_sm90.cu counts; zero before and after it.
+    int ready;
 };
 
 constexpr int tile_rows = 128;
@@ -45,6 +46,13 @@ __device__ __forceinline__ constexpr int ceil_div(int a, int b) { return (a + b 
 __device__ __forceinline__ Vector load128(const void* p) {
     Vector v;
     asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+/// 4 bytes that another block has written; zero where `valid` is false.
+__device__ __forceinline__ u32 load32_if(bool valid, const void* p) {
+    u32 v;
+    asm volatile("{\n.reg .pred valid;\nsetp.ne.b32 valid, %2, 0;\nmov.b32 %0, 0;\n@valid ld.relaxed.gpu.global.u32 %0, [%1];\n}"
+                 : "=&r"(v) : "l"(p), "r"((u32)valid) : "memory");
     return v;
 }
 __device__ __forceinline__ void store128(void* p, Vector v) {

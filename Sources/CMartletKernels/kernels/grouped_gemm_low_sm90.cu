@@ -3,18 +3,20 @@
 // Math       UP    p = s x[token] A1^T,  gateUp_RF = x[token] Wgu^T + p B1^T,  act = silu(gate) * up
 //            DOWN  p = s act A2^T,  out_RH = act Wd^T + p B2^T
 //            DACT  p = s dy[token] B2,  dact_RF = dy[token] Wd + p A2; the rest as there
-//            p is rounded to bf16 before it is multiplied. low_RA, for the adapters' gradients: p; of DOWN and DACT times the
-//            routing weight.
-// Shapes     as there; A [E, 16, I], B [E, O, 16]
-// Budget     that one's, and 2 R 16 I FLOPs in each column of tiles: 8 % more. What is saved is a kernel that reads the rows once.
-// Design     as there, but for this: the adapter's first matrix stands in the ring beside the weights, 16 columns more of the
-//            product: m64n208 (in DACT, where weights have N inside, an m64n16 of its own). After the last step each thread has
-//            of p just what the left operand of m64n192k16 wants, so that p goes from accumulators to registers and never to memory:
-//            FlashAttention's way with its probabilities. The tiles of column 0 store it. 208 accumulators need 240 registers,
+//            p is rounded to bf16 before it is multiplied. For the adapters' gradients, of DOWN and DACT: p times the routing weight.
+// Shapes     as there; A [E, 16, I], B [E, O, 16]; p_RA and weighted_RA [R, 16]
+// Budget     that one's, and 2 R 16 I FLOPs: 8 % more in one column of tiles. What is saved is a kernel that reads the rows once.
+// Design     as there, but for this: in the tiles of column 0 the adapter's first matrix stands in the ring beside the weights, 16
+//            columns more of the product: m64n208 (in DACT, where weights have N inside, an m64n16 of its own). After the last step
+//            each thread has of p just what the left operand of m64n192k16 wants, so that p goes from accumulators to registers:
+//            FlashAttention's way with its probabilities. It is stored, and the other columns read it from there in the same
+//            layout, before its products (DOWN, if it is there by then) or behind them. Who waits, waits for a tile that was taken
+//            before (`in_order`); blocks finish their tiles in the order in which they take them, and all blocks run at once (one a
+//            multiprocessor): so the first tile of those not done never waits. 208 accumulators need 240 registers,
 //            which leaves the producers 24: a thread of those that gather has 4 rows (8 registers) and copies 2 chunks of each, and
 //            the rows of the next tile come through shared memory.
 // Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors; 231648 bytes of dynamic shared memory.
-//            Tensor maps a, b and b_ext as there; instead of p
+//            Tensor maps a (DOWN: box {64, 32}), b and b_ext as there; instead of p
 //              first  UP A1 {H, 16, E}, DOWN A2 {F, 16, E}, box {64, 16, 1}; DACT B2 {16, H, E}, box {16, 64, 1} in the
 //                     32-byte swizzle
 // Numerics   as there. The tiles of a row have the same p, bit for bit.
@@ -28,6 +30,8 @@ constexpr int stage_bytes = a_bytes + b_bytes + low_bytes;
 constexpr int stages = 4;
 /// The last step has the adapter's second matrix, and nothing else.
 constexpr int steps = base_steps + 1;
+/// Where p is asked for before the products, to be held through them; DOWN's are few steps, and p came too late behind them.
+constexpr bool takes_early = MODE == DOWN;
 /// Accumulators of 64 rows that a thread has: of its 192 columns, and of the 16 of p.
 constexpr int values = 96 + 8;
 
@@ -67,8 +71,11 @@ struct Maps {
 __device__ __forceinline__ void load_step(const Ring& ring, const Maps& maps, int step, const Tile& tile, int column) {
     const bool base = step < base_steps;
     const TensorMap& weights = base ? maps.b : maps.second;
+    const bool makes_low = column == 0;
     const int k = base ? step * 64 : 0;
-    barrier_expect(ring.full(), base ? stage_bytes - (gathers ? a_bytes : 0) : b_bytes);
+    // Boxes of 32 rows, as many as the tile has.
+    const int boxes = base && !gathers ? ceil_div(tile.count, 32) : 0;
+    barrier_expect(ring.full(), b_bytes + boxes * (a_bytes / 4) + (base && makes_low ? low_bytes : 0));
     if (b_transposed) {
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
@@ -79,8 +86,11 @@ __device__ __forceinline__ void load_step(const Ring& ring, const Maps& maps, in
         if (MODE == UP) tensor_load(ring.b() + b_bytes / 2, weights, ring.full(), k, INNER + column, tile.expert);
     }
     if (!base) return;
-    if (!gathers) tensor_load(ring.a(), maps.a, ring.full(), k, tile.row);
-    tensor_load(ring.low(), maps.first, ring.full(), MODE == DACT ? 0 : k, MODE == DACT ? k : 0, tile.expert);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (i < boxes) tensor_load(ring.a() + i * (a_bytes / 4), maps.a, ring.full(), k, tile.row + 32 * i);
+    }
+    if (makes_low) tensor_load(ring.low(), maps.first, ring.full(), MODE == DACT ? 0 : k, MODE == DACT ? k : 0, tile.expert);
 }
 
 /// The producer of a kernel that does not gather: one thread.
@@ -91,7 +101,7 @@ __device__ __forceinline__ void produce(Ring ring, const Maps& maps, const Tile*
     int index;
     for (int n = 0; (index = (int)load_shared32(queue.place(n))) >= 0; ++n) {
         const Tile tile = tiles[index / column_tiles];
-        const int taken = take_tile(index, tile_count + 1, total);
+        const int taken = take_tile(n, tile_count + 1, total);
         for (int step = 0; step < steps; ++step, ring.next()) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
             load_step(ring, maps, step, tile, index % column_tiles * tile_columns);
@@ -119,7 +129,7 @@ __device__ __forceinline__ void produce_gathering(
     u32 list = ring.base + lists_at;
     const Queue queue = ring.queue();
     if (thread == 0) queue.begin(total);
-    const int* at = find_row(order, tiles, (int)blockIdx.x < total ? (int)blockIdx.x : -1, list);
+    const int* at = find_row(order, tiles, (int)blockIdx.x < total ? in_order(blockIdx.x, total) : -1, list);
     store_shared32(list + place, at ? *at / TOP_K : 0);
     for (int n = 0;; ++n) {
         const u32 other = 2 * (ring.base + lists_at) + list_bytes - list;
@@ -130,7 +140,7 @@ __device__ __forceinline__ void produce_gathering(
         at = find_row(order, tiles, (int)load_shared32(queue.place(n + 1)), other);
         int next = 0, taken = 0;
         if (at) next = *at;
-        if (thread == 0) taken = take_tile(index, tile_count + 1, total);
+        if (thread == 0) taken = take_tile(n, tile_count + 1, total);
         const int left = (int)load_shared32(list + 520) - thread / 4;
         const bf16* rows[4];
 #pragma unroll
@@ -169,15 +179,16 @@ __device__ __forceinline__ void produce_gathering(
 
 // MARK: Products
 
-/// 16 of K for 64 rows, p's columns behind the others.
+/// 16 of K for 64 rows; p's columns, if it is made, behind the others.
+template <bool makes_low>
 __device__ __forceinline__ void multiply_16(float (&d)[values], u64 a, u64 b, u64 low, bool accumulates) {
-    if (!b_transposed) return wgmma_64_208_16(d, a, b, accumulates);
+    if (makes_low && !b_transposed) return wgmma_64_208_16(d, a, b, accumulates);
     wgmma_64_192_16<b_transposed>(d, a, b, accumulates);
-    wgmma_64_16_16(d, a, low, accumulates);
+    if (makes_low) wgmma_64_16_16(d, a, low, accumulates);
 }
 
 /// One step of K for the first 64 rows and, if `both`, the last 64.
-template <bool both>
+template <bool both, bool makes_low>
 __device__ __forceinline__ void multiply_step(float (&d)[2][values], const Ring& ring, bool accumulates) {
     if (gathers) fence_async_proxy();
     const u64 a = operand(ring.a()), b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b()), low = operand_16(ring.low());
@@ -185,8 +196,9 @@ __device__ __forceinline__ void multiply_step(float (&d)[2][values], const Ring&
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        multiply_16(d[0], a + 2 * i, b + b_step * i, low + (512 >> 4) * i, accumulates || i > 0);
-        if (both) multiply_16(d[1], a + (8192 >> 4) + 2 * i, b + b_step * i, low + (512 >> 4) * i, accumulates || i > 0);
+        const u64 low_i = low + (512 >> 4) * i;
+        multiply_16<makes_low>(d[0], a + 2 * i, b + b_step * i, low_i, accumulates || i > 0);
+        if (both) multiply_16<makes_low>(d[1], a + (8192 >> 4) + 2 * i, b + b_step * i, low_i, accumulates || i > 0);
     }
     wgmma_commit();
 }
@@ -209,36 +221,82 @@ struct Work {
     }
 };
 
-/// p of 64 rows, scaled and rounded, as a left operand; stored by the tiles of column 0.
+/// What the consumers are told besides the ring; grouped_gemm's own parameters, and where p goes.
+struct Arguments {
+    Tile* tiles;
+    const int* order;
+    const float* weights;
+    const bf16* gate_up;
+    bf16 *out, *act;
+    float* partial;
+    int row_total;
+    bf16 *p_RA, *weighted_RA;
+    float scale;
+
+    /// Counts the warps that have stored the tile's p, then those that have read it; zero again after the last.
+    __device__ __forceinline__ int* ready(int index) const { return &tiles[index / column_tiles].ready; }
+};
+
+/// p of 64 rows, scaled and rounded, as a left operand; stored.
 __device__ __forceinline__ void finish_low(
-    const float (&d)[values], int half, u32 (&low)[4], const Ring& ring, bf16* low_RA, float scale) {
+    const float (&d)[values], int half, u32 (&low)[4], const Ring& ring, const Arguments& to) {
     float x[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = scale * d[96 + i];
+    for (int i = 0; i < 8; ++i) x[i] = to.scale * d[96 + i];
 #pragma unroll
     for (int i = 0; i < 4; ++i) low[i] = pack(x[2 * i], x[2 * i + 1]);
-    if (!low_RA) return;
     const Work work = Work::kept(ring);
-    if (work.index % column_tiles > 0) return;
     const int lane = lane_id(), warp = thread_id() / 32 - 4;
     const u32 weights = ring.base + weights_at + warp * 128;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const int own = lane / 4 + 8 * i, r = half * 64 + warp % 4 * 16 + own;
         if (r >= work.count) continue;
-        const float weight = MODE == UP ? 1 : __uint_as_float(load_shared32(weights + (16 * half + own) * 4));
-        u32* to = (u32*)(low_RA + (u64)(work.row + r) * RANK) + lane % 4;
-        to[0] = MODE == UP ? low[i] : pack(weight * x[2 * i], weight * x[2 * i + 1]);
-        to[4] = MODE == UP ? low[2 + i] : pack(weight * x[4 + 2 * i], weight * x[5 + 2 * i]);
+        const u64 at = (u64)(work.row + r) * (RANK / 2) + lane % 4;
+        u32* p = (u32*)to.p_RA + at;
+        p[0] = low[i], p[4] = low[2 + i];
+        if (MODE == UP || !to.weighted_RA) continue;
+        const float weight = __uint_as_float(load_shared32(weights + (16 * half + own) * 4));
+        u32* weighted = (u32*)to.weighted_RA + at;
+        weighted[0] = pack(weight * x[2 * i], weight * x[2 * i + 1]);
+        weighted[4] = pack(weight * x[4 + 2 * i], weight * x[5 + 2 * i]);
     }
 }
 
+/// The warp's rows of p are stored, or read.
+template <bool makes_low> __device__ __forceinline__ void count_ready(const Ring& ring, const Arguments& to) {
+    int* ready = to.ready(Work::kept(ring).index);
+    __syncwarp();
+    if (lane_id() > 0) return;
+    if (makes_low) asm volatile("red.release.gpu.global.inc.u32 [%0], %1;" ::"l"(ready), "r"(4 * column_tiles - 1) : "memory");
+    else asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(ready), "r"(4 * column_tiles - 1) : "memory");
+}
+
+/// p of the tile's rows as left operands, zeros past the end; false, and nothing, if its tile of column 0 has not stored it yet.
+template <bool both> __device__ __forceinline__ bool take_low(u32 (&low)[2][4], const Ring& ring, const Arguments& to) {
+    const Work work = Work::kept(ring);
+    int count;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(to.ready(work.index)) : "memory");
+    if (__any_sync(0xffffffffu, count < 4)) return false;
+    const int lane = lane_id(), row = (thread_id() / 32 - 4) % 4 * 16 + lane / 4;
+    const u32* p = (const u32*)to.p_RA + (u64)(work.row + row) * (RANK / 2) + lane % 4;
+#pragma unroll
+    for (int i = 0; i < (both ? 8 : 4); ++i) {
+        const int below = i / 4 * 64 + i % 2 * 8;
+        low[i / 4][i % 4] = load32_if(row + below < work.count, p + below * (RANK / 2) + i % 4 / 2 * 4);
+    }
+    return true;
+}
+
 /// All steps of one tile into the accumulators. One step stays under way while the next starts.
-template <bool both>
-__device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, u32 parity, bf16* low_RA, float scale) {
+template <bool both, bool makes_low>
+__device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, u32 parity, const Arguments& to) {
+    u32 low[2][4];
+    bool has_low = makes_low;
+    if (!makes_low && takes_early) has_low = take_low<both>(low, ring, to);
     barrier_wait(ring.turn(thread_id() / 128 - 1), parity);
     barrier_wait(ring.full(), ring.parity);
-    multiply_step<both>(d, ring, false);
+    multiply_step<both, makes_low>(d, ring, false);
     u32 previous = ring.empty();
     ring.next();
     // By rounds of the ring; left to the compiler, or with a tile's place in registers, it ran out of them for some widths, and waited
@@ -246,21 +304,22 @@ __device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, u32 
 #pragma unroll stages
     for (int step = 1; step < base_steps; ++step, ring.next()) {
         barrier_wait(ring.full(), ring.parity);
-        multiply_step<both>(d, ring, true);
+        multiply_step<both, makes_low>(d, ring, true);
         wgmma_wait<1>();
         release(previous);
         previous = ring.empty();
     }
     barrier_wait(ring.full(), ring.parity);
     release(ring.turn(2 - thread_id() / 128));
+    while (!has_low) has_low = take_low<both>(low, ring, to);
     wgmma_wait<0>();
-    hold<values>(d[0]);
-    if (both) hold<values>(d[1]);
+    constexpr int held = makes_low ? values : 96;
+    hold<held>(d[0]);
+    if (both) hold<held>(d[1]);
     release(previous);
-    u32 low[2][4];
     const u64 b = b_transposed ? operand(ring.b(), 8192) : operand(ring.b());
-    finish_low(d[0], 0, low[0], ring, low_RA, scale);
-    if (both) finish_low(d[1], 1, low[1], ring, low_RA, scale);
+    if (makes_low) finish_low(d[0], 0, low[0], ring, to);
+    if (makes_low && both) finish_low(d[1], 1, low[1], ring, to);
     wgmma_fence();
     wgmma_64_192_16<b_transposed>(d[0], low[0], b);
     if (both) wgmma_64_192_16<b_transposed>(d[1], low[1], b);
@@ -270,38 +329,29 @@ __device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, u32 
     if (both) hold<96>(d[1]);
     release(ring.empty());
     ring.next();
+    count_ready<makes_low>(ring, to);
 }
 
 // MARK: Tiles
 
-/// What the consumers are told besides the tiles; grouped_gemm's own parameters.
-struct Arguments {
-    const int* order;
-    const float* weights;
-    const bf16* gate_up;
-    bf16 *out, *act;
-    float* partial;
-    int row_total;
-    bf16* low_RA;
-    float scale;
-};
-
 /// A warpgroup that multiplies: every other tile of the block.
-__device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const Arguments& to) {
+__device__ __forceinline__ void consume(Ring ring, const Arguments& to) {
     Work next = {0, 0, 0, (int)threadIdx.x / 128 - 1};
     if (next.n == 1) ring.advance(steps);
     while ((next.index = ring.queue().wait(next.n)) >= 0) {
-        const Tile tile = tiles[next.index / column_tiles];
+        const Tile tile = to.tiles[next.index / column_tiles];
         next.row = tile.row, next.count = tile.count;
         next.keep(ring);
-        if (MODE == DACT || MODE == DOWN && to.low_RA && next.index % column_tiles == 0) {
+        const bool makes_low = next.index % column_tiles == 0;
+        if (MODE == DACT || MODE == DOWN && to.weighted_RA && makes_low) {
             const int warp = thread_id() / 32 - 4, row = warp % 4 * 16;
             prepare_weights(ring.base + weights_at + warp * 128, tile.row + row, tile.count - row, to.order, to.weights);
             __syncwarp();
         }
         float d[2][values];
-        if (tile.count > 64) multiply<true>(d, ring, next.parity(), to.low_RA, to.scale);
-        else multiply<false>(d, ring, next.parity(), to.low_RA, to.scale);
+        const u32 parity = next.parity();
+        if (tile.count > 64) makes_low ? multiply<true, true>(d, ring, parity, to) : multiply<true, false>(d, ring, parity, to);
+        else makes_low ? multiply<false, true>(d, ring, parity, to) : multiply<false, false>(d, ring, parity, to);
         ring.advance(steps);
         const Work work = Work::kept(ring);
         const int warp = thread_id() / 32 - 4, column = work.index % column_tiles * tile_columns;
@@ -330,8 +380,9 @@ __device__ __forceinline__ void consume(Ring ring, const Tile* tiles, const Argu
 
 extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm_low(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap first,
-    const __grid_constant__ TensorMap second, const bf16* source, const int* order, const Tile* tiles, int* tile_count,
-    const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total, bf16* low_RA, float scale) {
+    const __grid_constant__ TensorMap second, const bf16* source, const int* order, Tile* tiles, int* tile_count,
+    const float* weights, const bf16* gate_up, bf16* out, bf16* act, float* partial, int row_total, bf16* p_RA, bf16* weighted_RA,
+    float scale) {
     begin_kernel();
     extern __shared__ __align__(1024) u8 memory[];
     Ring ring(shared_address(memory));
@@ -344,6 +395,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) grouped_gemm_low(
         else if (threadIdx.x == 0) produce(ring, maps, tiles, tile_count);
     } else {
         register_increase<consumer_registers>();
-        consume(ring, tiles, {order, weights, gate_up, out, act, partial, row_total, low_RA, scale});
+        consume(ring, {tiles, order, weights, gate_up, out, act, partial, row_total, p_RA, weighted_RA, scale});
     }
 }

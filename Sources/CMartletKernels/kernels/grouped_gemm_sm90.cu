@@ -81,7 +81,7 @@ __device__ __forceinline__ void produce(
         const Tile tile = tiles[index / column_tiles];
         const int column = index % column_tiles * tile_columns;
         int taken = 0;
-        if (thread == 0) taken = take_tile(index, tile_count + 1, total);
+        if (thread == 0) taken = take_tile(n, tile_count + 1, total);
         // Rows past the tile's end are not copied, and nobody reads them.
         const bf16* rows[8];
         if (gathers) {

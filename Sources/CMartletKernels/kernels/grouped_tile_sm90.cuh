@@ -11,6 +11,10 @@ constexpr int columns = MODE == DOWN ? HIDDEN : INNER;
 /// Output columns of a tile; UP has the gate and the up column of each.
 constexpr int tile_columns = MODE == UP ? 96 : 192;
 constexpr int column_tiles = ceil_div(columns, tile_columns);
+/// Row tiles by which the tiles of column 0 are taken earlier than the others of theirs, where these wait for them; in tiles, as
+/// measured on an H200.
+constexpr int lead_tiles = MODE == UP ? 66 : MODE == DOWN ? 132 : 16;
+constexpr int lead = RANK != 16 ? 0 : lead_tiles > column_tiles ? lead_tiles / column_tiles : 1;
 constexpr int base_steps = ceil_div(k_size, 64);
 
 constexpr int a_bytes = 128 * 64 * 2;
@@ -31,6 +35,23 @@ constexpr int desk_bytes = 32 * desk_pitch;
 constexpr int turns_kept = 8;
 constexpr int queue_bytes = turns_kept * 16;
 
+/// The tile that is taken as the `index`-th of all: its row tile x column_tiles + its column. Row tile by row tile, so that an expert's
+/// weights are used by neighbours; but those of column 0 stand `lead` row tiles in front of the others of theirs, which wait for them
+/// (grouped_gemm_low_sm90.cu), and columns are turned from one row tile to the next: blocks that take tiles in turns have as many of
+/// column 0 each, which cost more.
+__device__ __forceinline__ int in_order(int index, int total) {
+    if (lead == 0) return index;
+    constexpr int others = column_tiles > 1 ? column_tiles - 1 : 1;
+    const int rows = total / column_tiles, ahead = min(lead, rows);
+    if (index < ahead) return index * column_tiles;
+    index -= ahead;
+    const int row = index / column_tiles, column = (index + row) % column_tiles;
+    if (row < rows - ahead) return (column == 0 ? row + ahead : row) * column_tiles + column;
+    index -= (rows - ahead) * column_tiles;
+    const int last = index / others;
+    return (rows - ahead + last) * column_tiles + 1 + (index + last) % others;
+}
+
 struct Queue {
     /// Eight barriers; then eight indices.
     u32 base;
@@ -38,7 +59,7 @@ struct Queue {
     __device__ __forceinline__ u32 barrier(int n) const { return base + n % turns_kept * 8; }
     __device__ __forceinline__ u32 place(int n) const { return base + turns_kept * 8 + n % turns_kept * 4; }
     __device__ __forceinline__ void put(int n, int index, int total) const {
-        store_shared32(place(n), index < total ? index : -1);
+        store_shared32(place(n), index < total ? in_order(index, total) : -1);
         barrier_arrive(barrier(n));
     }
     __device__ __forceinline__ int wait(int n) const {
@@ -51,11 +72,11 @@ struct Queue {
     }
 };
 
-/// What 2 gridDim.x is added to for the index of the tile after the next, `index` being this one: where a block has but few tiles,
+/// What 2 gridDim.x is added to for the index of the tile after the next, the block's `n`-th being this one: where a block has but few tiles,
 /// and in DACT, whose epilogue sets the pace, it takes them in turns, which is faster there (lab log); elsewhere how many were asked
 /// for before. `taken` counts them, and is zero again after `total` calls, one a tile.
-__device__ __forceinline__ int take_tile(int index, int* taken, int total) {
-    if (MODE == DACT || total < 16 * (int)gridDim.x) return index;
+__device__ __forceinline__ int take_tile(int n, int* taken, int total) {
+    if (MODE == DACT || total < 16 * (int)gridDim.x) return blockIdx.x + n * gridDim.x;
     int before;
     asm volatile("atom.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(taken), "r"(total - 1) : "memory");
     return before;

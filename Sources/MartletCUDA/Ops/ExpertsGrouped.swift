@@ -159,12 +159,12 @@ struct GroupedExperts {
         return rank == lowRank ? "grouped_gemm_low_sm90.cu" : "grouped_gemm_sm90.cu"
     }
 
-    /// Where such a product is stored for the adapters' gradients.
-    private func kept(_ mode: Mode) -> Tensor? {
+    /// Where such a product is stored times the routing weight, for the adapters' gradients.
+    private func weighted(_ mode: Mode) -> Tensor? {
         switch mode {
-        case .up: experts.gateUpAdapter?.low
         case .down: experts.downAdapter?.low
-        default: scratch.q2w_RA
+        case .dact: scratch.q2w_RA
+        default: nil
         }
     }
 
@@ -267,7 +267,9 @@ struct GroupedExperts {
         guard mode != .dx else { return inputGradient(maps, defines, into: out) }
         var arguments = maps + rest, entry = "grouped_gemm"
         if let adapter, makesLow(mode) {
-            arguments += [.optional(kept(mode)), .float(adapter.scale)]
+            arguments += [
+                .tensor(adapterOperands(mode).p), .optional(weighted(mode)), .float(adapter.scale),
+            ]
             entry = "grouped_gemm_low"
         }
         device.launch(
@@ -328,7 +330,8 @@ struct GroupedExperts {
             case .dx: (experts.gateUp_EFH, [h, 2 * f, e], [64, 64, 1])
             }
         let aSizes = mode == .up || mode == .dact ? [h, size.t] : mode == .down ? [f, r] : [2 * f, r]
-        let maps = [map(a, aSizes, rows), map(weight, weightSizes, box)]
+        let aBox = mode == .down && hasAdapter && makesLow(mode) ? [64, 32] : rows
+        let maps = [map(a, aSizes, aBox), map(weight, weightSizes, box)]
         guard hasAdapter else { return maps + maps }
         let (p, matrix) = adapterOperands(mode)
         let matrixSizes =
