@@ -336,9 +336,9 @@ __device__ __forceinline__ void multiply(float (&d)[2][values], Ring& ring, u32 
 
 /// A warpgroup that multiplies: every other tile of the block.
 __device__ __forceinline__ void consume(Ring ring, const Arguments& to) {
-    Work next = {0, 0, 0, (int)threadIdx.x / 128 - 1};
+    Work next = {0, 0, 0, consumer_group()};
     if (next.n == 1) ring.advance(steps);
-    while ((next.index = ring.queue().wait(next.n)) >= 0) {
+    while ((next.index = uniform(ring.queue().wait(next.n))) >= 0) {
         const Tile tile = to.tiles[next.index / column_tiles];
         next.row = tile.row, next.count = tile.count;
         next.keep(ring);
@@ -355,7 +355,7 @@ __device__ __forceinline__ void consume(Ring ring, const Arguments& to) {
         ring.advance(steps);
         const Work work = Work::kept(ring);
         const int warp = thread_id() / 32 - 4, column = work.index % column_tiles * tile_columns;
-        const int row = work.row + warp % 4 * 16, count = work.count - warp % 4 * 16;
+        const int row = work.row + warp % 4 * 16, count = uniform(work.count - warp % 4 * 16);
         const u32 staging = ring.base + stages * stage_bytes + (MODE == DACT ? warp % 4 * desk_bytes : warp * staging_bytes);
         if (MODE == DACT) {
             barrier_wait(ring.desk(warp / 4, warp), work.parity());
