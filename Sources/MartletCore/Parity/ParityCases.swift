@@ -44,6 +44,9 @@ extension Parity {
             seed: 8, t: 128, i: 128, o: 256, rank: 8, dropout: 0.1, adds: true, trainsWeight: true, firstRow: 4096),
         .linear(seed: 9, t: 33, i: 72, o: 200, rank: 16, adds: true),
         .linear(seed: 10, t: 257, i: 136, o: 64, rank: 64),
+        // So many columns that Hopper takes its wide tiles (ProjectionTile): forward, and backward.
+        .linear(seed: 11, t: 130, i: 72, o: 8704, rank: 16, adds: true),
+        .linear(seed: 12, t: 130, i: 8704, o: 72, rank: 16, adds: true),
         .sharedLinear(seed: 1, t: 257, i: 128, outputs: [256, 64, 72], rank: 16, adapted: [0, 1, 2]),
         .sharedLinear(seed: 2, t: 65, i: 200, outputs: [136, 64], rank: 32, adapted: [1]),
         .sharedLinear(seed: 3, t: 7, i: 33, outputs: [5, 9, 3], rank: 3, adapted: [0, 2]),
