@@ -49,7 +49,7 @@ def experts(rows, kind="drawn"):
     e.route(); e.up(); e.down(); e.dact(); e.dx(); e.gradients()
     y, base = e.y0.clone(), 2.0 * e.R * F * H
     for name, work, flops in (
-            ("up", e.up, 2 * base), ("down", e.down, base), ("dact", e.dact, base), ("q1", lambda: e.project(e.dgate_up, e.b1t, e.q1, None, False), 0),
+            ("up", e.up, 2 * base), ("down", e.down, base), ("dact", e.dact, base), ("q1, db1", e.output_backward, 0),
             ("dX", lambda: e.gemm(DX), 2 * base), ("gradients", e.gradients, 0), ("combine", lambda: e.combine(y), 0),
             ("combine_backward", lambda: e.combine_backward(y), 0)):
         measure(f"{name} {rows} {kind}", work, flops)
