@@ -164,12 +164,15 @@ final class BLAS: @unchecked Sendable {
         device.launchCount += 1
         var alpha = alpha, beta: Float = adds ? 1 : 0
         // Row-major A B is column-major B^T A^T: the operands change places.
-        let result = withUnsafePointer(to: plan.algorithm) { algorithm in
-            functions.matmul(
-                handle, plan.operation, &alpha, b.tensor.address, plan.a, a.tensor.address, plan.b, &beta, c.address,
-                plan.c, c.address, plan.c, algorithm, workspace?.address ?? 0, workspace?.byteCount ?? 0, device.stream)
+        device.timedKernel("cuBLASLt \(m) x \(n) x \(k)") {
+            let result = withUnsafePointer(to: plan.algorithm) { algorithm in
+                functions.matmul(
+                    handle, plan.operation, &alpha, b.tensor.address, plan.a, a.tensor.address, plan.b, &beta,
+                    c.address, plan.c, c.address, plan.c, algorithm, workspace?.address ?? 0,
+                    workspace?.byteCount ?? 0, device.stream)
+            }
+            check(result, key)
         }
-        check(result, key)
     }
 
     private func plainProduct(

@@ -187,7 +187,8 @@ final class Device {
                 "\(key.entry) with \(sharedBytes) bytes of shared memory")
         }
         if let failure { throw failure }
-        return Kernel(function: function, sharedBytes: sharedBytes)
+        let constants = key.module.defines.map { " \($0.name)=\($0.value)" }.joined()
+        return Kernel(name: key.entry + constants, function: function, sharedBytes: sharedBytes)
     }
 
     private func loadModule(_ variant: KernelVariant) throws(MartletError) -> Driver.Pointer {
@@ -202,6 +203,10 @@ final class Device {
     func launch(_ kernel: Kernel?, _ grid: Grid, block: Int, _ arguments: [KernelArgument]) {
         guard let kernel, failure == nil, grid.x > 0, grid.y > 0, grid.z > 0 else { return }
         launchCount += 1
+        timedKernel(kernel.name) { start(kernel, grid, block, arguments) }
+    }
+
+    private func start(_ kernel: Kernel, _ grid: Grid, _ block: Int, _ arguments: [KernelArgument]) {
         // One slot of 128 bytes an argument, on the stack.
         let slot = 128
         withUnsafeTemporaryAllocation(byteCount: arguments.count * slot, alignment: 64) { memory in

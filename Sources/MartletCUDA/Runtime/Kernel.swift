@@ -2,6 +2,8 @@ internal import MartletCore
 
 /// A compiled kernel, ready to launch.
 struct Kernel {
+    /// The entry and its constants, as a profile names it.
+    let name: String
     let function: Driver.Pointer
     let sharedBytes: Int
 }

@@ -1,7 +1,17 @@
 package import MartletCore
 
-/// Device time by op, gathered with events around each.
+/// What a profile tells apart.
+package enum ProfileDetail: Sendable {
+    case ops
+    /// Launches of our kernels and products of cuBLASLt, each with its op before it; cuDNN's are not among them.
+    case kernels
+}
+
+/// Device time, gathered with events around each op or kernel.
 struct Profile {
+    let detail: ProfileDetail
+    /// That is being computed.
+    var op = ""
     struct Entry {
         var count = 0
         var milliseconds = 0.0
@@ -12,14 +22,30 @@ struct Profile {
 extension Device {
     /// Runs `body` and, while profiling, takes its device time under `name`.
     func timed(_ name: @autoclosure () -> String, _ body: () -> Void) {
-        guard profile != nil else { return body() }
+        guard let profile else { return body() }
+        guard profile.detail == .ops else {
+            self.profile?.op = name()
+            body()
+            self.profile?.op = profile.op
+            return
+        }
+        record(name(), body)
+    }
+
+    /// The same for one launch, while profiling by kernel.
+    func timedKernel(_ name: @autoclosure () -> String, _ body: () -> Void) {
+        guard let profile, profile.detail == .kernels else { return body() }
+        record(profile.op.isEmpty ? name() : "\(profile.op): \(name())", body)
+    }
+
+    private func record(_ name: String, _ body: () -> Void) {
         let start = mark()
         body()
         let end = mark()
-        profile?.pending.append((name(), start, end))
+        profile?.pending.append((name, start, end))
     }
 
-    /// Ends profiling: device time by op.
+    /// Ends profiling: device time by op, or kernel.
     func endProfile() -> [String: Profile.Entry] {
         var entries: [String: Profile.Entry] = [:]
         for (name, start, end) in profile?.pending ?? [] {
@@ -35,11 +61,11 @@ extension CUDABackend {
     /// Kernels launched and library calls made so far.
     package var launchCount: Int { device.launchCount }
 
-    /// Device time of every op that `body` calls, the largest first.
+    /// Device time of every op that `body` calls, or kernel that it launches, the largest first.
     package func profile(
-        _ body: () throws(MartletError) -> Void
+        by detail: ProfileDetail = .ops, _ body: () throws(MartletError) -> Void
     ) throws(MartletError) -> [(name: String, count: Int, milliseconds: Double)] {
-        device.profile = Profile()
+        device.profile = Profile(detail: detail)
         try body()
         let entries = device.endProfile()
         return entries.map { ($0.key, $0.value.count, $0.value.milliseconds) }.sorted { $0.2 > $1.2 }
