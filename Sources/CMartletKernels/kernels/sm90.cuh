@@ -83,6 +83,36 @@ template <int blocks> __device__ __forceinline__ void tensor_load_all(u32 to, co
                  ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"((u16)((1 << blocks) - 1)) : "memory");
 }
 
+__device__ __forceinline__ void tensor_load_both(u32 to, const TensorMap& map, u32 barrier, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4, %5}], [%2], %6;"
+                 ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"((u16)3) : "memory");
+}
+
+/// The place `address` in block `block` of the cluster.
+__device__ __forceinline__ u32 place_in(u32 address, int block) {
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+    return there;
+}
+/// A word to another block's shared memory, in the background; its bytes count for a barrier of that block.
+__device__ __forceinline__ void send(u32 to, u32 barrier, u32 x) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
+                 ::"r"(to), "r"(x), "r"(barrier) : "memory");
+}
+/// The same of `bytes` of this block's shared memory, by the copy engine.
+__device__ __forceinline__ void send_bytes(u32 to, u32 barrier, u32 from, u32 bytes) {
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(to), "r"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+/// One thread's arrival at the same barrier of both blocks of the cluster.
+__device__ __forceinline__ void barrier_arrive_both(u32 barrier) {
+#pragma unroll
+    for (int block = 0; block < 2; ++block) {
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(place_in(barrier, block)) : "memory");
+    }
+}
+
 // MARK: Stored matrices
 
 /// The reverse of an ldmatrix, not transposed.
