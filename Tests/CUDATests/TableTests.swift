@@ -67,7 +67,7 @@ import Testing
     private func shape(_ spans: [AttentionSpan], heads G: Int = 4, group: Int = 8) -> HopperBackward {
         let rows = spans.map { $0.queryStart + $0.queryCount }.max() ?? 0
         return HopperBackward(
-            keyBlocks: AttentionSchedule.keys(128, queryRows: 64).works(spans).count, spans: spans, rows: rows,
+            items: HopperBackward.schedule.works(spans).count, spans: spans, rows: rows,
             keyValueHeads: G, group: group, multiprocessors: 132)
     }
 

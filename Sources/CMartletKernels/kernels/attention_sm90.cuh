@@ -163,8 +163,11 @@ struct Step {
 
 // MARK: Products
 
-/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business.
-__device__ __forceinline__ u32 low_operand(u32 address, u32 leading = 16) { return address >> 4 | leading >> 4 << 16; }
+/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business. (Bits 24 and
+/// up of an address in a cluster's second block say so, and must not get into the distance.)
+__device__ __forceinline__ u32 low_operand(u32 address, u32 leading = 16) {
+    return (address & 0x3ffff) >> 4 | leading >> 4 << 16;
+}
 
 #define PLACES(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define PLACES_16(i) PLACES(i), PLACES(i + 4), PLACES(i + 8), PLACES(i + 12)

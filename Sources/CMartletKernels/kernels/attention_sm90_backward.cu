@@ -51,7 +51,8 @@ __device__ __forceinline__ int next_ticket(const Shared shared, int i, int* stat
 /// lse or delta of 64 queries from row `at` on, of which `count` are there.
 __device__ __forceinline__ void load_statistics(u32 to, const float* from, u32 at, int count, u32 full) {
 #pragma unroll
-    for (int query = lane_id(); query < queries; query += 32) {
+    for (int j = 0; j < 2; ++j) {
+        const int query = lane_id() + 32 * j;
         const bool valid = query < count;
         copy_async4(to + 4 * query, from + at + (valid ? query : 0), valid);
     }
@@ -189,8 +190,8 @@ __device__ __forceinline__ void add_rows(const Shared shared, const Arguments& x
         n += item.steps(x);
         if (x.parts == 1) continue;
         const int share = item.share(x), number = item.part / x.shares;
-        Turn turn = {nullptr, number};
-        if (number > 0) turn.ask(x.state + 1 + 2 * x.tiles * x.Q + share);
+        Turn turn = {x.state + 1 + 2 * x.tiles * x.Q + share, 0};
+        if (number > 0) turn.ask(turn.place);
 #pragma unroll 1
         for (int j = 0; j < 4; ++j) {
             const u32 from = shared.scores(n + j);
