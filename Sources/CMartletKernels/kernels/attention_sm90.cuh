@@ -42,7 +42,7 @@ static_assert(barriers_at + 30 * 8 <= 231168, "the launch's dynamic shared memor
 /// Of the two blocks of a cluster.
 __device__ __forceinline__ int block_rank() { return blockIdx.x % 2; }
 
-/// Places and barriers in shared memory; `i` counts a block's items or steps from its start: both blocks of a cluster take the same.
+/// Places and barriers in shared memory; `i` counts items or steps from the start: both blocks of a cluster take the same.
 struct Shared {
     u32 base;
 
@@ -163,8 +163,8 @@ struct Step {
 
 // MARK: Products
 
-/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business. (Bits 24 and
-/// up of an address in a cluster's second block say so, and must not get into the distance.)
+/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business. (Bits 24
+/// and up of an address say which block of a cluster it is in, and must not get into the distance.)
 __device__ __forceinline__ u32 low_operand(u32 address, u32 leading = 16) {
     return (address & 0x3ffff) >> 4 | leading >> 4 << 16;
 }
