@@ -21,9 +21,9 @@ struct HopperBackward {
     let blocks: Int
     /// Items of such a block: one for each head, or one for all.
     let parts: Int
-    /// Parts of groups that run side by side. Enough that blocks of keys, which add to the same dq, need not wait for each
-    /// other: three for each multiprocessor, or two where there is no room for so many sums of dk and dv. More would spread
-    /// over more of the L2 cache.
+    /// Parts of groups that run side by side. Enough that their items are as much work as one of the longest for (nearly)
+    /// every cluster of the GPU, so that blocks of keys, which add to the same dq, need not wait for each other. More would
+    /// spread over more of the L2 cache.
     let together: Int
     /// Sums of dk and dv of a block: parts that run side by side do not wait for each other. None where there is one item.
     let shares: Int
@@ -36,13 +36,14 @@ struct HopperBackward {
         let most = HopperBackward.mostShares(rows: rows, keyValueHeads: G, multiprocessors: multiprocessors)
         func shares(_ together: Int) -> Int { min(group, ceilDiv(together, G)) }
         func fits(_ together: Int) -> Bool { keyBlocks * G * shares(together) <= most }
+        let pairs = spans.reduce(0) { $0 + $1.queryCount * max(0, 2 * $1.keyCount - $1.queryCount) / 2 }
+        let longest = HopperBackward.cluster * HopperBackward.keys * (spans.map(\.queryCount).max() ?? 0)
+        func fills(_ together: Int) -> Bool { 10 * together * pairs >= 9 * (multiprocessors / 2) * longest }
         func together(_ parts: Int) -> Int {
             let units = parts * G
-            let divisors = (min(4, units)...units).filter { units.isMultiple(of: $0) }
-            return divisors.first { $0 * keyBlocks >= 3 * multiprocessors && fits($0) }
-                ?? divisors.first { $0 * keyBlocks >= 2 * multiprocessors } ?? units
+            let divisors = (min(2, units)...units).filter { units.isMultiple(of: $0) && fits($0) }
+            return divisors.first(where: fills) ?? divisors.last ?? units
         }
-        let pairs = spans.reduce(0) { $0 + $1.queryCount * max(0, 2 * $1.keyCount - $1.queryCount) / 2 }
         let isShort = pairs < HopperBackward.fewestSteps * keyBlocks * HopperBackward.keys * HopperBackward.queries
         let isSplit = group > 1 && fits(together(group)) && !(isShort && 2 * blocks >= 3 * multiprocessors)
         parts = isSplit ? group : 1
