@@ -89,7 +89,7 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var watts = 0.0, wattLimit = 0.0
     /// Device time of each op in one step on a GPU, if asked for.
     public var profile: [OpTime] = []
-    /// The same by kernel, of a step more; what comes before a colon is the op.
+    /// The same by kernel, of a step more; what comes before a colon is the op, and * stands where kernels of the same work differ.
     public var kernels: [OpTime] = []
 
     /// One op's share of a step.
@@ -190,9 +190,14 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             return OpTime(
                 name: time.name, count: time.count, milliseconds: time.milliseconds, roofMilliseconds: roof ?? 0)
         }
-        kernels = try cuda.profile(by: .kernels) { () throws(MartletError) in
+        let launches = try cuda.profile(by: .kernels) { () throws(MartletError) in
             _ = try model.benchmarkStep(step, index + 1)
-        }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds, roofMilliseconds: 0) }
+        }
+        kernels = KernelCosts(costs).measured(launches).map { time, cost in
+            OpTime(
+                name: time.name, count: time.count, milliseconds: time.milliseconds,
+                roofMilliseconds: cost?.milliseconds(gigaflops: peak, gigabytes: bandwidth) ?? 0)
+        }
     }
 
     /// A step of so many seconds is told at once.
@@ -258,7 +263,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 }),
             "kernels": .array(
                 kernels.map {
-                    ["kernel": .string($0.name), "launches": .integer($0.count), "ms": .number($0.milliseconds)]
+                    [
+                        "kernel": .string($0.name), "launches": .integer($0.count), "ms": .number($0.milliseconds),
+                        "roof_ms": .number($0.roofMilliseconds),
+                    ]
                 }),
         ]
         return object.text()
@@ -288,7 +296,9 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                     ? ""
                     : "\nprofile  of one more step; % of what that product's speed and \(fixed(memoryGigabytes, 0)) GB/s allow")
                 + profile.map { "\n         \($0)" }.joined()
-                + (kernels.isEmpty ? "" : "\nkernels  of another step, none begun before the one before it has ended")
+                + (kernels.isEmpty
+                    ? ""
+                    : "\nkernels  of another step, none begun before the one before it has ended; % of the same, where counted")
                 + kernels.map { "\n         \($0)" }.joined()
     }
 }
