@@ -18,18 +18,18 @@ extension KernelCosts {
         }
     }
 
-    /// Behind the products dq is complete, dk and dv are where several heads share them sums of one head each, of which one is
-    /// counted.
+    /// Hopper's products leave float sums, of dk and dv one for each of some heads that share them, of which one is counted;
+    /// `finish` makes gradients of them.
     mutating func addAttention() {
         let c = step.c, L = Double(c.layerCount), D = Double(c.headSize), T = step.T, size = step.size
         let heads = L * T * Double(c.queryHeadCount), queries = size * heads * D
-        let keys = size * L * T * Double(c.keyValueHeadCount) * D, sum = 4 / size
+        let keys = size * L * T * Double(c.keyValueHeadCount) * D, float = 4 / size
         let op = "attentionBackward", flops = step.costs[op]?.flops ?? 0
         add(op, ["attention_sm90_delta", "attention_delta"], bytes: 2 * queries + 12 * heads)
         add(
             op, ["attention_sm90_backward"], flops: flops,
-            bytes: 2 * queries + 2 * keys + 8 * heads + sum * (queries + 2 * keys))
-        add(op, ["attention_sm90_finish"], bytes: sum * (queries + 2 * keys) + queries + 4 * keys)
+            bytes: 2 * queries + 2 * keys + 8 * heads + float * (queries + 2 * keys))
+        add(op, ["attention_sm90_finish"], bytes: float * (queries + 2 * keys) + queries + 4 * keys)
         add(op, ["attention_flash_backward"], flops: flops, bytes: 3 * queries + 6 * keys + 8 * heads)
         // Scores and their gradients are made twice.
         add(op, ["attention_plain_queries"], flops: 0.6 * flops, bytes: 4 * queries + 2 * keys)
