@@ -37,9 +37,13 @@ final class Device {
         var entry: String
     }
 
-    init(index: Int = 0, cache: KernelCache = .standard) throws(MartletError) {
-        driver = try Driver()
-        compiler = try Compiler()
+    convenience init(index: Int = 0, cache: KernelCache = .standard) throws(MartletError) {
+        try self.init(Driver(), Compiler(), index: index, cache: cache)
+    }
+
+    init(_ driver: Driver, _ compiler: Compiler, index: Int, cache: KernelCache) throws(MartletError) {
+        self.driver = driver
+        self.compiler = compiler
         self.cache = cache
         var count: Int32 = 0
         _ = driver.deviceGetCount(&count)
@@ -63,7 +67,6 @@ final class Device {
         }
         self.stream = stream
         self.context = context
-        let driver = driver
         func attribute(_ number: Int32) -> Int {
             var value: Int32 = 0
             _ = driver.deviceGetAttribute(&value, number, device)
