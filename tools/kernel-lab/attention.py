@@ -78,9 +78,8 @@ class Attention:
                    len(works), together, self.Q, self.G, self.scale, shared=229504)
         return launch
 
-    def key_blocks(self, keys, queries, parts, together, least=1, cluster=1):
-        """The schedule of a backward pass: key blocks (of a cluster) longest first, tiles of queries, parts of a group, parts side by
-        side."""
+    def key_blocks(self, keys, queries, parts, together):
+        """The schedule of a backward pass: key blocks longest first, tiles of queries, parts of a group, parts side by side."""
         works, tiles = [], 0
         for s in self.spans:
             count = ceil_div(s[1], queries)
@@ -96,8 +95,8 @@ class Attention:
             splits = items <= min(4 * processors, 2 * ceil_div(self.T, keys) * self.G)
             while splits and items * parts < 16 * processors and group % (2 * parts) == 0: parts *= 2
         units = parts * self.G
-        fills = lambda n: units % n == 0 and n * len(works) * cluster >= 2 * processors
-        together = together or next(filter(fills, range(min(least, units), units + 1)), units)
+        fills = lambda n: units % n == 0 and n * len(works) >= 2 * processors
+        together = together or next(filter(fills, range(1, units + 1)), units)
         return works, tiles, parts, together
 
     def flash_backward(self, parts=None, together=None, **shape):
@@ -123,11 +122,16 @@ class Attention:
 
     def hopper_backward(self, parts=None, together=None, shares=None):
         parts = parts or self.Q // self.G
-        works, tiles, parts, together = self.key_blocks(256, 64, parts, together, least=4, cluster=2)
+        clusters = torch.cuda.get_device_properties(0).multi_processor_count // 2
+        # As much work side by side as the longest item for nine clusters of ten; without Swift's limit of memory for shares.
+        pairs, longest = sum(s[1] * max(0, 2 * s[3] - s[1]) // 2 for s in self.spans), 256 * max(s[1] for s in self.spans)
+        units = parts * self.G
+        fills = lambda n: units % n == 0 and 10 * n * pairs >= 9 * clusters * longest
+        together = together or next(filter(fills, range(min(2, units), units + 1)), units)
+        works, tiles, parts, together = self.key_blocks(256, 64, parts, together)
         # Parts that run side by side have sums of dk and dv of their own.
         shares = shares or min(parts, ceil_div(together, self.G))
         table, items = self.table(works), len(works) * self.G
-        clusters = torch.cuda.get_device_properties(0).multi_processor_count // 2
         nan = lambda *size: torch.full(size, float("nan"), device="cuda")
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
