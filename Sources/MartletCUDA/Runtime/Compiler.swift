@@ -77,7 +77,7 @@ extension Compiler {
     }
 
     /// The first entry of a PTX text that does anything but fetch its arguments before it waits for the kernels in front of
-    /// it. Such a kernel may not be launched: see `LaunchAttribute.beginsEarly`.
+    /// it. Such a kernel may not be launched: see `LaunchAttribute.list`.
     static func entryWithoutWait(in ptx: String) -> String? {
         let harmless = [".", "ld.param", "cvta", "mov", "//", "{", ")"]
         var entry: String?
