@@ -120,6 +120,9 @@ static const unsigned char attention_flash_backward[] = {
 static const unsigned char attention_sm90[] = {
 #embed "kernels/attention_sm90.cuh"
 };
+static const unsigned char attention_sm90_copies[] = {
+#embed "kernels/attention_sm90_copies.cuh"
+};
 static const unsigned char attention_sm90_forward[] = {
 #embed "kernels/attention_sm90_forward.cu"
 };
@@ -174,6 +177,7 @@ static const MartletKernelSource sources[] = {
     {"attention_flash.cu", attention_flash, sizeof attention_flash},
     {"attention_flash_backward.cu", attention_flash_backward, sizeof attention_flash_backward},
     {"attention_sm90.cuh", attention_sm90, sizeof attention_sm90},
+    {"attention_sm90_copies.cuh", attention_sm90_copies, sizeof attention_sm90_copies},
     {"attention_sm90_forward.cu", attention_sm90_forward, sizeof attention_sm90_forward},
     {"attention_sm90_backward.cu", attention_sm90_backward, sizeof attention_sm90_backward},
     {"attention_sm90_finish.cu", attention_sm90_finish, sizeof attention_sm90_finish},

@@ -67,7 +67,7 @@ import Testing
     private func shape(_ spans: [AttentionSpan], heads G: Int = 4, group: Int = 8) -> HopperBackward {
         let rows = spans.map { $0.queryStart + $0.queryCount }.max() ?? 0
         return HopperBackward(
-            keyBlocks: AttentionSchedule.keys(128, queryRows: 64).works(spans).count, spans: spans, rows: rows,
+            items: HopperBackward.schedule.works(spans).count, spans: spans, rows: rows,
             keyValueHeads: G, group: group, multiprocessors: 132)
     }
 
@@ -80,10 +80,10 @@ import Testing
     }
 
     @Test func aHeadIsAnItemWhereItHasStepsEnough() {
-        #expect(shape(spans(1, 4096)).parts == 8 && shape(spans(1, 4096)).together == 16)
-        #expect(shape(spans(1, 16384)).parts == 8 && shape(spans(1, 16384)).together == 4)
-        // Three for each multiprocessor, but two where 32 heads side by side had no room for their sums.
-        #expect(shape(spans(1, 9000)).together == 8 && shape(spans(1, 8192)).together == 8)
+        #expect(shape(spans(1, 4096)).parts == 8 && shape(spans(1, 4096)).together == 8)
+        #expect(shape(spans(1, 16384)).parts == 8 && shape(spans(1, 16384)).together == 2)
+        // One of the longest items for every cluster, or nine for ten.
+        #expect(shape(spans(1, 9000)).together == 4 && shape(spans(1, 8192)).together == 4)
         #expect(shape(spans(1, 3072)).parts == 8 && shape(spans(1, 3072)).together == 16)
         // Two blocks of the GPU's multiprocessors would not be filled otherwise.
         #expect(shape(spans(2, 512)).parts == 8)

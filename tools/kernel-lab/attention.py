@@ -78,7 +78,7 @@ class Attention:
                    len(works), together, self.Q, self.G, self.scale, shared=229504)
         return launch
 
-    def key_blocks(self, keys, queries, parts, together, least=1):
+    def key_blocks(self, keys, queries, parts, together):
         """The schedule of a backward pass: key blocks longest first, tiles of queries, parts of a group, parts side by side."""
         works, tiles = [], 0
         for s in self.spans:
@@ -96,7 +96,7 @@ class Attention:
             while splits and items * parts < 16 * processors and group % (2 * parts) == 0: parts *= 2
         units = parts * self.G
         fills = lambda n: units % n == 0 and n * len(works) >= 2 * processors
-        together = together or next(filter(fills, range(min(least, units), units + 1)), units)
+        together = together or next(filter(fills, range(1, units + 1)), units)
         return works, tiles, parts, together
 
     def flash_backward(self, parts=None, together=None, **shape):
@@ -122,15 +122,20 @@ class Attention:
 
     def hopper_backward(self, parts=None, together=None, shares=None):
         parts = parts or self.Q // self.G
-        works, tiles, parts, together = self.key_blocks(128, 64, parts, together, least=4)
+        clusters = torch.cuda.get_device_properties(0).multi_processor_count // 2
+        # As much work side by side as the longest item for nine clusters of ten; without Swift's limit of memory for shares.
+        pairs, longest = sum(s[1] * max(0, 2 * s[3] - s[1]) // 2 for s in self.spans), 256 * max(s[1] for s in self.spans)
+        units = parts * self.G
+        fills = lambda n: units % n == 0 and 10 * n * pairs >= 9 * clusters * longest
+        together = together or next(filter(fills, range(min(2, units), units + 1)), units)
+        works, tiles, parts, together = self.key_blocks(256, 64, parts, together)
         # Parts that run side by side have sums of dk and dv of their own.
         shares = shares or min(parts, ceil_div(together, self.G))
         table, items = self.table(works), len(works) * self.G
-        processors = torch.cuda.get_device_properties(0).multi_processor_count
         nan = lambda *size: torch.full(size, float("nan"), device="cuda")
         lse, delta = nan(self.Q, self.T), nan(self.Q, self.T)
         sums = nan(self.Q, self.T, self.D)
-        key_sums = nan(items, shares, 4, 128, 64) if parts > 1 else None
+        key_sums = nan(2 * items, shares, 4, 128, 64) if parts > 1 else None
         count = 1 + 2 * (tiles * self.Q + items * shares)
         state = torch.full((count,), -1, device="cuda", dtype=torch.int32)
         maps = (self.rows(self.q, self.Q, 64), self.rows(self.k, self.G, 128), self.rows(self.v, self.G, 128),
@@ -139,9 +144,10 @@ class Attention:
         def launch():
             around("attention_sm90_delta", ceil_div(self.T * self.Q, 16), 256, self.o, self.dout, self.lse, lse, delta, state,
                    count, self.T, self.Q)
-            module("attention_sm90_backward", min(processors, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv, sums,
-                   key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale, shared=231168)
-            around("attention_sm90_finish", len(works) * (self.Q + (16 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
+            module("attention_sm90_backward", 2 * min(clusters, items * parts), 384, *maps, lse, delta, table, self.dk, self.dv,
+                   sums, key_sums, state, len(works), parts, shares, together, tiles, self.T, self.Q, self.G, self.scale,
+                   shared=231168)
+            around("attention_sm90_finish", len(works) * (self.Q + (32 * self.G if parts > 1 else 0)), 256, sums, key_sums, table,
                    self.dq, self.dk, self.dv, len(works), shares, self.T, self.Q, self.G, self.scale)
         return launch
 

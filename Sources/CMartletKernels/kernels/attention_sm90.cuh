@@ -5,62 +5,85 @@
 #include "sm90.cuh"
 
 constexpr int head_size = 128;
+/// Keys of a block, and of a cluster of two.
 constexpr int keys = 128;
+constexpr int cluster_keys = 2 * keys;
 constexpr int queries = 64;
 /// 64 columns of a tile; all boxes of the tensor copies are so wide.
 constexpr int key_box = keys * 128;
 constexpr int query_box = queries * 128;
-/// Steps whose queries are in shared memory.
-constexpr int stages = 3;
 
 // MARK: Shared memory
 
 constexpr int k_at = 0;
 constexpr int v_at = k_at + 2 * key_box;
-/// Queries and their gradients.
-constexpr int stages_at = v_at + 2 * key_box;
+/// The other block's keys, the columns of dq that this one sums.
+constexpr int other_k_at = v_at + 2 * key_box;
+/// Queries and their gradients, of two steps.
+constexpr int stages_at = other_k_at + key_box;
 constexpr int stage_bytes = 4 * query_box;
-/// dS [queries, keys]: two, so that a warpgroup may be a step ahead.
-constexpr int scores_at = stages_at + stages * stage_bytes;
-/// dS [queries, keys] of two steps.
+/// dS [queries, keys] of two steps, the block's own and behind it the other one's. At an item's end 64 rows of dk or dv in float.
+constexpr int scores_at = stages_at + 2 * stage_bytes;
 constexpr int score_bytes = queries * keys * 2;
-constexpr int sums_at = scores_at + 2 * score_bytes;
-/// 64 columns of dq, or of 64 rows of dk or dv, in float: one tile for each warpgroup.
+/// 64 columns of dq in float.
+constexpr int sums_at = scores_at + 4 * score_bytes;
 constexpr int sum_bytes = queries * 64 * 4;
+static_assert(sum_bytes == score_bytes, "sums of dk and dv stand where dS does");
 /// lse and delta of a stage's queries.
-constexpr int statistics_at = sums_at + 2 * sum_bytes;
+constexpr int statistics_at = sums_at + sum_bytes;
 constexpr int statistic_bytes = 2 * queries * 4;
-constexpr int items_at = statistics_at + stages * statistic_bytes;
+constexpr int items_at = statistics_at + 2 * statistic_bytes;
 constexpr int item_bytes = 64;
-constexpr int barriers_at = items_at + 2 * item_bytes;
-static_assert(barriers_at + (10 + 2 * stages) * 8 <= 231168, "the launch's dynamic shared memory");
+/// Tickets that the cluster's first block sends to the other one.
+constexpr int tickets_at = items_at + 2 * item_bytes;
+constexpr int barriers_at = tickets_at + 4 * 4;
+static_assert(barriers_at + 30 * 8 <= 231168, "the launch's dynamic shared memory");
 
-/// Places and barriers in shared memory; `i` counts a block's items or steps from its start. Each warpgroup has its tile of sums.
+/// Of the two blocks of a cluster.
+__device__ __forceinline__ int block_rank() { return blockIdx.x % 2; }
+
+/// Places and barriers in shared memory; `i` counts items or steps from the start: both blocks of a cluster take the same.
 struct Shared {
     u32 base;
 
-    __device__ __forceinline__ u32 stage(u32 i) const { return base + stages_at + i % stages * stage_bytes; }
-    __device__ __forceinline__ u32 statistics(u32 i) const { return base + statistics_at + i % stages * statistic_bytes; }
-    __device__ __forceinline__ u32 scores(u32 i) const { return base + scores_at + i % 2 * score_bytes; }
-    __device__ __forceinline__ u32 sums(int group) const { return base + sums_at + group * sum_bytes; }
+    __device__ __forceinline__ u32 stage(u32 i) const { return base + stages_at + i % 2 * stage_bytes; }
+    __device__ __forceinline__ u32 statistics(u32 i) const { return base + statistics_at + i % 2 * statistic_bytes; }
+    __device__ __forceinline__ u32 scores(u32 i) const { return base + scores_at + i % 2 * 2 * score_bytes; }
+    __device__ __forceinline__ u32 sums() const { return base + sums_at; }
     __device__ __forceinline__ u32 item(u32 i) const { return base + items_at + i % 2 * item_bytes; }
+    __device__ __forceinline__ u32 ticket(u32 i) const { return base + tickets_at + i % 4 * 4; }
     __device__ __forceinline__ u32 barrier(int i) const { return base + barriers_at + 8 * i; }
     __device__ __forceinline__ u32 item_full(u32 i) const { return barrier(i % 2); }
     __device__ __forceinline__ u32 item_empty(u32 i) const { return barrier(2 + i % 2); }
-    __device__ __forceinline__ u32 keys_full() const { return barrier(4); }
-    __device__ __forceinline__ u32 keys_empty() const { return barrier(5); }
-    __device__ __forceinline__ u32 sums_full(int group) const { return barrier(6 + group); }
-    __device__ __forceinline__ u32 sums_empty(int group) const { return barrier(8 + group); }
-    __device__ __forceinline__ u32 stage_full(u32 i) const { return barrier(10 + i % stages); }
-    __device__ __forceinline__ u32 stage_empty(u32 i) const { return barrier(10 + stages + i % stages); }
+    __device__ __forceinline__ u32 ticket_full(u32 i) const { return barrier(4 + i % 4); }
+    __device__ __forceinline__ u32 keys_full() const { return barrier(8); }
+    __device__ __forceinline__ u32 keys_empty() const { return barrier(9); }
+    __device__ __forceinline__ u32 sums_full() const { return barrier(10); }
+    __device__ __forceinline__ u32 sums_empty() const { return barrier(11); }
+    /// Queries, and their gradients, are released by both blocks of the cluster, as each fetches a half of them for both.
+    __device__ __forceinline__ u32 q_full(u32 i) const { return barrier(12 + i % 2); }
+    __device__ __forceinline__ u32 q_empty(u32 i) const { return barrier(14 + i % 2); }
+    __device__ __forceinline__ u32 do_full(u32 i) const { return barrier(16 + i % 2); }
+    __device__ __forceinline__ u32 do_empty(u32 i) const { return barrier(18 + i % 2); }
+    /// A warpgroup's dS of a step; that of both blocks; and when nobody in the cluster reads it any more.
+    __device__ __forceinline__ u32 scores_made(u32 i, int group) const { return barrier(20 + i % 2 * 2 + group); }
+    __device__ __forceinline__ u32 scores_full(u32 i) const { return barrier(24 + i % 2); }
+    __device__ __forceinline__ u32 scores_empty(u32 i) const { return barrier(26 + i % 2); }
+    /// A warpgroup's sums of dk or of dv.
+    __device__ __forceinline__ u32 rows_full(int group) const { return barrier(28 + group); }
 
     __device__ __forceinline__ void start() const {
         for (int i = 0; i < 2; ++i) {
-            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 10);
-            barrier_init(sums_full(i), 4), barrier_init(sums_empty(i), 1);
+            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 11);
+            barrier_init(q_full(i), 33), barrier_init(do_full(i), 33);
+            barrier_init(q_empty(i), 4), barrier_init(do_empty(i), 4);
+            barrier_init(scores_made(i, 0), 4), barrier_init(scores_made(i, 1), 4);
+            barrier_init(scores_full(i), 1), barrier_init(scores_empty(i), 2);
+            barrier_init(rows_full(i), 4);
         }
-        for (int i = 0; i < stages; ++i) barrier_init(stage_full(i), 33), barrier_init(stage_empty(i), 2);
+        for (int i = 0; i < 4; ++i) barrier_init(ticket_full(i), 1);
         barrier_init(keys_full(), 1), barrier_init(keys_empty(), 2);
+        barrier_init(sums_full(), 4), barrier_init(sums_empty(), 1);
         barrier_init_fence();
     }
 };
@@ -80,16 +103,16 @@ struct Arguments {
     float scale;
 };
 
-/// An item of work: 128 keys of a span, a group of heads, and a part of those.
+/// An item of work of a cluster: 256 keys of a span, of which each block has 128, a group of heads, and a part of those.
 struct Item {
     Work work;
     int part, group, index, first_key;
-    /// First queries of the first and last query block that see these keys.
+    /// First queries of the first and last query block that see the cluster's keys.
     int first, last;
     /// Query i of the span sees the keys up to past + i.
     int past;
 
-    /// For the block, by a whole warp: which one the `ticket`th is. Parts of groups run side by side, `together` of them.
+    /// For a block, by a whole warp: which one the `ticket`th is. Parts of groups run side by side, `together` of them.
     static __device__ __forceinline__ void publish(u32 place, int ticket, const Arguments& x) {
         const int lane = lane_id(), unit = ticket / (x.blocks * x.together) * x.together + ticket % x.together;
         const int index = ticket / x.together % x.blocks;
@@ -105,16 +128,21 @@ struct Item {
         work.block = word(4), work.tile = word(5);
         part = word(8), group = word(9), index = word(10);
         past = work.keys - work.queries;
-        first_key = work.block * keys;
-        first = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries;
+        const int key = work.block * cluster_keys;
+        first_key = key + block_rank() * keys;
+        first = work.block == 0 ? 0 : max(0, key - past) / queries * queries;
         last = (work.queries - 1) / queries * queries;
         return work.queries > 0;
     }
     __device__ __forceinline__ int heads(const Arguments& x) const { return x.Q / x.G / x.parts; }
     __device__ __forceinline__ int steps(const Arguments& x) const { return heads(x) * ((last - first) / queries + 1); }
-    /// The last key block that the queries from `query` on see: the last to add to their dq.
+    /// The last of a span's blocks of 256 keys that the queries from `query` on see: the last to add to their dq.
     __device__ __forceinline__ int last_block(int query) const {
-        return max(0, past + min(query + queries, work.queries) - 1) / keys;
+        return max(0, past + min(query + queries, work.queries) - 1) / cluster_keys;
+    }
+    /// Of the block's share of dk and dv.
+    __device__ __forceinline__ int share(const Arguments& x) const {
+        return ((2 * index + block_rank()) * x.G + group) * x.shares + part % x.shares;
     }
 };
 
@@ -135,8 +163,11 @@ struct Step {
 
 // MARK: Products
 
-/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business.
-__device__ __forceinline__ u32 low_operand(u32 address, u32 leading = 16) { return address >> 4 | leading >> 4 << 16; }
+/// The lower half of what `operand` makes (sm90.cuh); the upper one is 0x40000040 for all, and so no register's business. (Bits 24
+/// and up of an address say which block of a cluster it is in, and must not get into the distance.)
+__device__ __forceinline__ u32 low_operand(u32 address, u32 leading = 16) {
+    return (address & 0x3ffff) >> 4 | leading >> 4 << 16;
+}
 
 #define PLACES(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define PLACES_16(i) PLACES(i), PLACES(i + 4), PLACES(i + 8), PLACES(i + 12)
@@ -185,12 +216,13 @@ __device__ __forceinline__ void multiply_keys(float (&d)[64], const u32 (&scores
     for (int i = 0; i < 4; ++i) multiply(d, scores + 4 * i, rows + i * (2048 >> 4));
     wgmma_commit();
 }
-/// d = dS k, 64 columns of it.
-__device__ __forceinline__ void multiply_queries(float (&d)[32], u32 scores, u32 rows) {
-    multiply<true, false>(d, scores, rows);
+/// d = dS k, 64 columns of it, over the keys of both blocks.
+__device__ __forceinline__ void multiply_queries(float (&d)[32], u32 scores, u32 k, u32 other_k) {
+    multiply<true, false>(d, scores, k);
 #pragma unroll
-    for (int i = 1; i < 8; ++i) {
-        multiply<true, true>(d, scores + i / 4 * (query_box >> 4) + i % 4 * (32 >> 4), rows + i * (2048 >> 4));
+    for (int i = 1; i < 16; ++i) {
+        const u32 columns = scores + i / 4 * (query_box >> 4) + i % 4 * (32 >> 4);
+        multiply<true, true>(d, columns, (i < 8 ? k : other_k) + i % 8 * (2048 >> 4));
     }
     wgmma_commit();
 }

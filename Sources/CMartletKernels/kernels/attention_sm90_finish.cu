@@ -4,8 +4,8 @@
 // Shapes     o, do, dq [T, Q, 128], dk, dv [U, G, 128] bf16; logSumExp float [T, Q]; lse, delta float [Q, T]; sums and state as
 //            there.
 // Budget     516 bytes a row and head before, 768 behind: the memory's speed.
-// Launch     `attention_sm90_delta` <<<ceil(T Q / 16), 256>>>; `attention_sm90_finish` <<<blocks of keys x (Q + 16 G), 256>>>, or
-//            <<<blocks of keys x Q, 256>>> where groups have no parts and dk and dv are complete.
+// Launch     `attention_sm90_delta` <<<ceil(T Q / 16), 256>>>; `attention_sm90_finish` <<<blocks of 256 keys x (Q + 32 G), 256>>>, or
+//            <<<those x Q, 256>>> where groups have no parts and dk and dv are complete.
 // Numerics   float sums, of the shares in order; rounded once.
 // Reference  CPUBackend.attentionBackward.
 #include "attention_sm90.cuh"
@@ -53,20 +53,20 @@ struct Eight {
     }
 };
 
-/// A block takes the queries whose last keys are those of a block of keys, of one head; or 32 rows and 64 columns of dk or dv.
+/// A block takes the queries whose last keys are those of a block of 256 keys, of one head; or 32 rows and 64 columns of dk or dv.
 extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
     const float* query_sums, const float* key_sums, const Work* works, bf16* dq_TQD, bf16* dk_UGD, bf16* dv_UGD, int blocks,
     int shares, int T, int Q, int G, float scale) {
     begin_kernel();
     const int index = blockIdx.x % blocks, head = blockIdx.x / blocks;
     const Work work = works[index];
-    const int past = work.keys - work.queries, first_key = work.block * keys;
+    const int past = work.keys - work.queries;
     if (head >= Q) {
-        const int group = (head - Q) / 16, j = (head - Q) / 4 % 4, place = threadIdx.x % 8;
-        const int r = (head - Q) % 4 * 32 + threadIdx.x / 8;
-        if (first_key + r >= work.keys) return;
-        const float* sums = key_sums + ((((u64)index * G + group) * shares * 4 + j) * keys + r) * 64;
-        const u64 row = (u64)(work.key + first_key + r) * G + group;
+        const int group = (head - Q) / 32, rank = (head - Q) / 16 % 2, j = (head - Q) / 4 % 4, place = threadIdx.x % 8;
+        const int r = (head - Q) % 4 * 32 + threadIdx.x / 8, key = work.block * cluster_keys + rank * keys + r;
+        if (key >= work.keys) return;
+        const float* sums = key_sums + ((((u64)(2 * index + rank) * G + group) * shares * 4 + j) * keys + r) * 64;
+        const u64 row = (u64)(work.key + key) * G + group;
         bf16* to = (j < 2 ? dk_UGD : dv_UGD) + row * head_size + j % 2 * 64 + place * 8;
         const Vector old = load128_once(to);
         Eight sum = {}, next;
@@ -75,8 +75,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_sm90_finish(
         store128(to, sum.round(j < 2 ? scale : 1, old));
         return;
     }
-    const auto last_block = [&](int query) { return max(0, past + min(query + queries, work.queries) - 1) / keys; };
-    const int place = threadIdx.x % 16, first = work.block == 0 ? 0 : max(0, first_key - past) / queries * queries;
+    const auto last_block = [&](int query) { return max(0, past + min(query + queries, work.queries) - 1) / cluster_keys; };
+    const int place = threadIdx.x % 16, first = work.block == 0 ? 0 : max(0, work.block * cluster_keys - past) / queries * queries;
     for (int query = first; query < work.queries; query += queries) {
         if (last_block(query) > work.block) break;
         if (last_block(query) < work.block) continue;

@@ -12,11 +12,11 @@
 //            FlashAttention's way with its probabilities. It is stored, and the other columns read it from there in the same
 //            layout, before its products (DOWN, if it is there by then) or behind them. Who waits, waits for a tile that was taken
 //            before (`in_order`); blocks finish their tiles in the order in which they take them, and all blocks run at once (one a
-//            multiprocessor): so the first tile of those not done never waits. 208 accumulators need 240 registers,
-//            which leaves the producers 24: a thread of those that gather has 4 rows (8 registers) and copies 2 chunks of each, and
-//            the rows of the next tile come through shared memory.
-// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors; 231648 bytes of dynamic shared memory.
-//            Tensor maps a (DOWN: box {64, 32}), b and b_ext as there; instead of p
+//            multiprocessor; the launch is cooperative, and refused if they cannot): so the first tile of those not done never
+//            waits. 208 accumulators need 240 registers, which leaves the producers 24: a thread of those that gather has 4 rows (8
+//            registers) and copies 2 chunks of each, and the rows of the next tile come through shared memory.
+// Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK=16; 384 threads; grid = multiprocessors, cooperative; 231648 bytes of dynamic
+//            shared memory. Tensor maps a (DOWN: box {64, 32}), b and b_ext as there; instead of p
 //              first  UP A1 {H, 16, E}, DOWN A2 {F, 16, E}, box {64, 16, 1}; DACT B2 {16, H, E}, box {16, 64, 1} in the
 //                     32-byte swizzle
 // Numerics   as there. The tiles of a row have the same p, bit for bit.

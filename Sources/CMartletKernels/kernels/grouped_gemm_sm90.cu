@@ -29,6 +29,7 @@
 //            each element is read by the thread that writes it.
 // Reference  CPUBackend.experts / expertsBackward; Guo et al. 2025, SonicMoE (gather in the loads, dSwiGLU in the epilogue).
 #include "grouped_tile_sm90.cuh"
+#include "wgmma.cuh"
 
 constexpr int steps = base_steps + ceil_div(RANK, 64);
 constexpr int stage_bytes = a_bytes + b_bytes;

@@ -39,12 +39,6 @@ static_assert(barriers_at + (stages + 3) * 8 == 36 * WIDTH + 12328, "the launch'
 struct Pair {
     float x, y;
 };
-/// The place `address` in block `part` of the cluster.
-__device__ __forceinline__ u32 place_in(u32 address, int part) {
-    u32 there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(part));
-    return there;
-}
 /// Two floats to another block's shared memory, in the background; they count for a barrier of that block. (A cluster's barrier
 /// each piece instead took 2 us: to release its writes a thread waits for all it ever wrote.)
 __device__ __forceinline__ void send(u32 to, u32 barrier, Pair v) {

@@ -20,7 +20,7 @@
 //              b_ext  B_s {r, O_s}, box {64, TILE / CLUSTER} (TRANSPOSED A_s {I, r}, box {64, 64})
 // Numerics   float accumulators over K in order, however it is cut: reproducible. Rounded to bf16 before the residual is added.
 // Reference  CPUBackend.linear, linearBackward.
-#include "sm90.cuh"
+#include "wgmma.cuh"
 
 constexpr int a_bytes = 128 * 64 * 2;
 constexpr int b_bytes = TILE * 128;
@@ -129,34 +129,14 @@ __device__ __forceinline__ void produce(
 
 // MARK: Products
 
-#define PLACES_64                                                                                                             \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, " \
-    "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
-    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define PLACES_128                                                                                                            \
-    PLACES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "   \
-              "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "     \
-              "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, "  \
-              "%123, %124, %125, %126, %127"
-#define EIGHT(i)                                                                                                              \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define OUTPUTS_64 EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
-#define OUTPUTS_128                                                                                                           \
-    OUTPUTS_64, EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88), EIGHT(96), EIGHT(104), EIGHT(112), EIGHT(120)
-#define WGMMA(n, count, a_at, b_at, p_at, t_at)                                                                               \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_at ", 0;\n"                                                          \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" PLACES_##count "}, %" #a_at ", %" #b_at         \
-                 ", p, 1, 1, 0, %" #t_at ";\n}"                                                                               \
-                 : OUTPUTS_##count : "l"(a), "l"(b), "r"((u32)accumulates), "n"(TRANSPOSED))
-
 constexpr int values = TILE / 2;
 
-/// d[64 x TILE] (+)= a[64 x 16] b[16 x TILE], in the layout that wgmma_64_192_16 (sm90.cuh) tells.
+/// d[64 x TILE] (+)= a[64 x 16] b[16 x TILE]
 __device__ __forceinline__ void multiply_16(float (&d)[values], u64 a, u64 b, bool accumulates) {
 #if TILE == 128
-    WGMMA(128, 64, 64, 65, 66, 67);
+    wgmma_64_128_16<TRANSPOSED>(d, a, b, accumulates);
 #else
-    WGMMA(256, 128, 128, 129, 130, 131);
+    wgmma_64_256_16<TRANSPOSED>(d, a, b, accumulates);
 #endif
 }
 

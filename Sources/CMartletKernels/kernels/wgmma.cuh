@@ -1,5 +1,5 @@
-// Hopper's wgmma with 64 rows and any multiple of 16 columns between 64 and 192, bf16 in, float accumulators. The count of
-// columns is part of the instruction, and so are the accumulators' registers: hence one text for each.
+// Hopper's wgmma with 64 rows, bf16 in, float accumulators. The count of columns is part of the instruction, and so are the
+// accumulators' registers: hence one text for each.
 // Source: NVIDIA's PTX ISA manual, "wgmma.mma_async".
 #pragma once
 #include "sm90.cuh"
@@ -21,6 +21,9 @@ template <int n> struct Wgmma;
 #define NAMES_176 NAMES_160 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define NAMES_192 NAMES_176 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define NAMES_208 NAMES_192 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define NAMES_256 \
+    NAMES_208 ", %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115" \
+              ", %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define PLACES_64 PLACES_8(0), PLACES_8(8), PLACES_8(16), PLACES_8(24)
 #define PLACES_80 PLACES_64, PLACES_8(32)
 #define PLACES_96 PLACES_80, PLACES_8(40)
@@ -31,6 +34,7 @@ template <int n> struct Wgmma;
 #define PLACES_176 PLACES_160, PLACES_8(80)
 #define PLACES_192 PLACES_176, PLACES_8(88)
 #define PLACES_208 PLACES_192, PLACES_8(96)
+#define PLACES_256 PLACES_208, PLACES_8(104), PLACES_8(112), PLACES_8(120)
 
 /// d[64 x n] += a[64 x 16] b[16 x n]; a has M inside, b has K. Thread t of the four warps holds of row
 /// 16 (t / 32) + (t % 32) / 4 (+ 8) the columns 8 j + 2 (t % 4) (+ 1), in d[4 j] ... `a_at` and `b_at` number the operands.
@@ -54,6 +58,21 @@ WGMMA(144, 72, 73);
 WGMMA(160, 80, 81);
 WGMMA(176, 88, 89);
 WGMMA(192, 96, 97);
+
+/// d[64 x n] (+)= a[64 x 16] b[16 x n]; a has K inside, b has N inside if `b_transposed`. d as above.
+#define WGMMA_64(n, a_at, b_at, p_at, t_at)                                                                               \
+    template <bool b_transposed, int count>                                                                               \
+    __device__ __forceinline__ void wgmma_64_##n##_16(float (&d)[count], u64 a, u64 b, bool accumulates) {                \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_at ", 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" NAMES_##n "}, %" #a_at ", %" #b_at      \
+                     ", p, 1, 1, 0, %" #t_at ";\n}"                                                                       \
+                     : PLACES_##n                                                                                         \
+                     : "l"(a), "l"(b), "r"((u32)accumulates), "n"(b_transposed ? 1 : 0));                                 \
+    }
+
+WGMMA_64(128, 64, 65, 66, 67)
+WGMMA_64(192, 96, 97, 98, 99)
+WGMMA_64(256, 128, 129, 130, 131)
 
 /// d[64 x 208] (+)= a[64 x 16] b[16 x 208]; both have K inside.
 __device__ __forceinline__ void wgmma_64_208_16(float (&d)[104], u64 a, u64 b, bool accumulates) {

@@ -59,8 +59,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var flops: Double
     /// GFLOP/s of a large matrix product on the same device.
     public var peakGigaflops: Double
-    /// GB/s of a large copy or addition; 0 without a profile.
-    public var memoryGigabytes = 0.0
+    /// GFLOP/s of that product when the GPU has rested, and GB/s of a large copy or addition; 0 without a profile.
+    public var roofGigaflops = 0.0, memoryGigabytes = 0.0
     /// Bytes of the arena, as planned.
     public var plannedByteCount: Int
     /// Bytes of host memory beside that, pinned.
@@ -89,26 +89,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
     public var watts = 0.0, wattLimit = 0.0
     /// Device time of each op in one step on a GPU, if asked for.
     public var profile: [OpTime] = []
-    /// The same by kernel, of a step more; what comes before a colon is the op.
+    /// The same by kernel, of a step more; what comes before a colon is the op, and * stands where kernels of the same work differ.
     public var kernels: [OpTime] = []
-
-    /// One op's share of a step.
-    public struct OpTime: Sendable, CustomStringConvertible {
-        /// The op, as the `Backend` protocol names it.
-        public var name: String
-        /// How often a step calls it.
-        public var count: Int
-        /// Device milliseconds of all calls.
-        public var milliseconds: Double
-        /// Milliseconds at the device's own matrix product and memory speeds; 0 where nothing is counted. What is computed again is not.
-        public var roofMilliseconds: Double
-
-        /// "13.9 ms in 144 x linear, 91%"
-        public var description: String {
-            let share = roofMilliseconds > 0 ? ", \(fixed(roofMilliseconds / milliseconds * 100, 0))%" : ""
-            return "\(fixed(milliseconds, 2)) ms in \(count) x \(name)\(share)"
-        }
-    }
 
     /// Median seconds of a step.
     public var medianSeconds: Double { stepSeconds.isEmpty ? 0 : stepSeconds.sorted()[stepSeconds.count / 2] }
@@ -178,23 +160,6 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
         return result
     }
 
-    private mutating func takeProfile(
-        _ model: Model, _ step: PackedStep, _ index: Int, _ costs: StepCosts
-    ) throws(MartletError) {
-        guard let cuda = model.backend as? CUDABackend else { return }
-        let times = try cuda.profile { () throws(MartletError) in _ = try model.benchmarkStep(step, index) }
-        let peak = peakGigaflops, bandwidth = try Roofs.gigabytes(of: cuda)
-        memoryGigabytes = bandwidth
-        profile = times.map { time in
-            let roof = costs.costs[time.name]?.milliseconds(gigaflops: peak, gigabytes: bandwidth)
-            return OpTime(
-                name: time.name, count: time.count, milliseconds: time.milliseconds, roofMilliseconds: roof ?? 0)
-        }
-        kernels = try cuda.profile(by: .kernels) { () throws(MartletError) in
-            _ = try model.benchmarkStep(step, index + 1)
-        }.map { OpTime(name: $0.name, count: $0.count, milliseconds: $0.milliseconds, roofMilliseconds: 0) }
-    }
-
     /// A step of so many seconds is told at once.
     private static let longStep = 5.0
 
@@ -242,7 +207,8 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
             "host_bytes": .integer(hostByteCount), "memory": .array(memory.map(JSON.string)),
             "growth_after_first_step_bytes": .integer(growthByteCount), "tokens": .integer(tokenCount),
             "flops": .number(flops), "mfu": .number(utilization), "mfu_formula": .string(StepBenchmark.formula),
-            "gemm_gflops": .number(peakGigaflops), "memory_gbps": .number(memoryGigabytes), "backend": .string(backend),
+            "gemm_gflops": .number(peakGigaflops), "roof_gflops": .number(roofGigaflops),
+            "memory_gbps": .number(memoryGigabytes), "backend": .string(backend),
             "model": .string(model),
             "plan": .string(choice), "load_max_over_mean": .number(loadMaxOverMean),
             "first_step_seconds": .number(firstStepSeconds),
@@ -258,7 +224,10 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 }),
             "kernels": .array(
                 kernels.map {
-                    ["kernel": .string($0.name), "launches": .integer($0.count), "ms": .number($0.milliseconds)]
+                    [
+                        "kernel": .string($0.name), "launches": .integer($0.count), "ms": .number($0.milliseconds),
+                        "roof_ms": .number($0.roofMilliseconds),
+                    ]
                 }),
         ]
         return object.text()
@@ -286,9 +255,12 @@ public struct StepBenchmark: Sendable, CustomStringConvertible {
                 + (loading.isEmpty ? "" : "\nweights  \(loading)") + (tiles.isEmpty ? "" : "\ntiles    \(tiles)")
                 + (profile.isEmpty
                     ? ""
-                    : "\nprofile  of one more step; % of what that product's speed and \(fixed(memoryGigabytes, 0)) GB/s allow")
+                    : "\nprofile  of one more step; % of what \(fixed(roofGigaflops, 0)) GFLOP/s (that product, rested) and "
+                        + "\(fixed(memoryGigabytes, 0)) GB/s allow")
                 + profile.map { "\n         \($0)" }.joined()
-                + (kernels.isEmpty ? "" : "\nkernels  of another step, none begun before the one before it has ended")
+                + (kernels.isEmpty
+                    ? ""
+                    : "\nkernels  of another step, none begun before the one before it has ended; % of the same, where counted")
                 + kernels.map { "\n         \($0)" }.joined()
     }
 }
@@ -334,7 +306,7 @@ extension StepBenchmark.Settings {
 
 extension Model {
     /// A whole step with the gradient norm and the optimizer; returns what was found.
-    fileprivate func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> StepOutcome {
+    func benchmarkStep(_ step: PackedStep, _ index: Int) throws(MartletError) -> StepOutcome {
         let outcome = try trainStep(step, index: index)
         _ = gradientSquares()
         update(OptimizerStep(AdamWSettings(), number: index + 1, learningRate: 1e-4, gradientScale: 1))

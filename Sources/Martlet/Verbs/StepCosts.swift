@@ -7,6 +7,9 @@ struct StepCosts {
     struct Cost {
         var flops = 0.0, bytes = 0.0
 
+        static func + (a: Cost, b: Cost) -> Cost { Cost(flops: a.flops + b.flops, bytes: a.bytes + b.bytes) }
+        static func * (a: Cost, factor: Double) -> Cost { Cost(flops: a.flops * factor, bytes: a.bytes * factor) }
+
         /// Milliseconds that a device with these roofs needs: of operations or of bytes, whichever take longer.
         func milliseconds(gigaflops: Double, gigabytes: Double) -> Double {
             max(flops / gigaflops, bytes / gigabytes) / 1e6
@@ -17,11 +20,11 @@ struct StepCosts {
     /// Of all ops: what MFU counts.
     var flops: Double { costs.values.reduce(0) { $0 + $1.flops } }
 
-    private let c: ModelConfiguration, T: Double, rank: Double
+    let c: ModelConfiguration, T: Double, rank: Double
     /// Whether every weight is trained, not adapters of `rank`.
-    private let trainsWeights: Bool
+    let trainsWeights: Bool
     /// Bytes of an activation or a frozen weight.
-    private let size: Double
+    let size: Double
 
     init(_ c: ModelConfiguration, _ step: PackedStep, _ settings: ModelSettings, dtype: DType, trainedCount: Int) {
         (self.c, T, size) = (c, Double(step.tokenCount), Double(dtype.byteCount))

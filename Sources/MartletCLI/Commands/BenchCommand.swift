@@ -60,7 +60,10 @@ struct BenchCommand: ParsableCommand {
         @Option(help: "Steps before those.") var warmup = 2
         @Option(help: "Rows that a layer works on at a time (default: planned).") var tileTokens: Int?
         @Option(help: "Memory to plan for, in MiB (default: what is free).") var memoryLimit: Int?
-        @Flag(help: "Also take the device time of each op in one more step, and of each kernel in another.")
+        @Flag(
+            help:
+                "Also take the device time of each op in one more step, and of each kernel in another, with their shares of what the device's product and memory speeds allow."
+        )
         var profile = false
         @Flag(inversion: .prefixedNo, help: "The same bytes each time; without, attention on a GPU is faster.")
         var deterministic = true

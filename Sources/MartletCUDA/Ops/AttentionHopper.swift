@@ -5,40 +5,45 @@ internal import MartletCore
 // Floor      5 products of T x U x D a query head, half of them masked.
 // Numerics   sums in float32 in a fixed order: blocks of keys add to dq in turns, heads of a group to dk and dv.
 
-/// How a call is divided: an item is 128 keys of a span, for some of the query heads that share them.
+/// How a call is divided: an item is 256 keys of a span, 128 for each block of a cluster, for some of the query heads that share them.
 struct HopperBackward {
     static let headSize = 128, keys = 128, queries = 64
+    /// Blocks of a cluster.
+    static let cluster = 2
+    static let schedule = AttentionSchedule.keys(cluster * keys, queryRows: queries)
     static let sharedBytes = 231_168
     /// Keys of a sequence from which on sums without an order are faster.
     static let orderCosts = 16384
     /// Steps of 64 queries that are worth an item of their own, with its share of dk and dv.
     private static let fewestSteps = 8
 
-    /// Blocks of keys times key/value heads.
+    /// Blocks of 128 keys times key/value heads.
     let blocks: Int
     /// Items of such a block: one for each head, or one for all.
     let parts: Int
-    /// Parts of groups that run side by side. Enough that blocks of keys, which add to the same dq, need not wait for each
-    /// other: three for each multiprocessor, or two where there is no room for so many sums of dk and dv. More would spread
-    /// over more of the L2 cache.
+    /// Parts of groups that run side by side. Enough that their items are as much work as one of the longest for (nearly)
+    /// every cluster of the GPU, so that blocks of keys, which add to the same dq, need not wait for each other. More would
+    /// spread over more of the L2 cache.
     let together: Int
     /// Sums of dk and dv of a block: parts that run side by side do not wait for each other. None where there is one item.
     let shares: Int
 
     init(
-        keyBlocks: Int, spans: [AttentionSpan], rows: Int, keyValueHeads G: Int, group: Int, multiprocessors: Int
+        items: Int, spans: [AttentionSpan], rows: Int, keyValueHeads G: Int, group: Int, multiprocessors: Int
     ) {
+        let keyBlocks = HopperBackward.cluster * items
         blocks = keyBlocks * G
         let most = HopperBackward.mostShares(rows: rows, keyValueHeads: G, multiprocessors: multiprocessors)
         func shares(_ together: Int) -> Int { min(group, ceilDiv(together, G)) }
         func fits(_ together: Int) -> Bool { keyBlocks * G * shares(together) <= most }
+        let pairs = spans.reduce(0) { $0 + $1.queryCount * max(0, 2 * $1.keyCount - $1.queryCount) / 2 }
+        let longest = HopperBackward.cluster * HopperBackward.keys * (spans.map(\.queryCount).max() ?? 0)
+        func fills(_ together: Int) -> Bool { 10 * together * pairs >= 9 * (multiprocessors / 2) * longest }
         func together(_ parts: Int) -> Int {
             let units = parts * G
-            let divisors = (min(4, units)...units).filter { units.isMultiple(of: $0) }
-            return divisors.first { $0 * keyBlocks >= 3 * multiprocessors && fits($0) }
-                ?? divisors.first { $0 * keyBlocks >= 2 * multiprocessors } ?? units
+            let divisors = (min(2, units)...units).filter { units.isMultiple(of: $0) && fits($0) }
+            return divisors.first(where: fills) ?? divisors.last ?? units
         }
-        let pairs = spans.reduce(0) { $0 + $1.queryCount * max(0, 2 * $1.keyCount - $1.queryCount) / 2 }
         let isShort = pairs < HopperBackward.fewestSteps * keyBlocks * HopperBackward.keys * HopperBackward.queries
         let isSplit = group > 1 && fits(together(group)) && !(isShort && 2 * blocks >= 3 * multiprocessors)
         parts = isSplit ? group : 1
@@ -105,9 +110,9 @@ extension CUDABackend {
     /// False where another way is taken.
     func hopperAttentionBackward(_ call: AttentionCall, _ gradients: AttentionGradients) -> Bool {
         guard hasHopperAttention(headSize: call.size), call.q_TQD.dtype == .bfloat16 else { return false }
-        let table = attentionTables.table(.keys(HopperBackward.keys, queryRows: HopperBackward.queries), call.spans)
+        let table = attentionTables.table(HopperBackward.schedule, call.spans)
         let shape = HopperBackward(
-            keyBlocks: table.count, spans: call.spans, rows: call.rows, keyValueHeads: call.keyValueHeads,
+            items: table.count, spans: call.spans, rows: call.rows, keyValueHeads: call.keyValueHeads,
             group: call.group, multiprocessors: device.multiprocessorCount)
         var scratch = scratch()
         let temporary = HopperBackwardScratch(
@@ -156,7 +161,8 @@ extension CUDABackend {
         device.launch(
             device.kernel(
                 "attention_sm90_backward.cu", "attention_sm90_backward", sharedBytes: HopperBackward.sharedBytes),
-            Grid(min(device.multiprocessorCount, shape.blocks * shape.parts)), block: 384,
+            Grid(min(roundUp(device.multiprocessorCount - 1, to: HopperBackward.cluster), shape.blocks * shape.parts)),
+            block: 384,
             maps + [
                 .tensor(temporary.lse_QT), .tensor(temporary.delta_QT), .address(table.address),
                 .tensor(gradients.dk_UGD), .tensor(gradients.dv_UGD), .tensor(temporary.querySums),
@@ -169,7 +175,7 @@ extension CUDABackend {
         _ call: AttentionCall, _ gradients: AttentionGradients, _ temporary: HopperBackwardScratch,
         _ shape: HopperBackward, _ table: AttentionTables.Table
     ) {
-        let heads = call.queryHeads + (shape.shares > 0 ? 16 * call.keyValueHeads : 0)
+        let heads = call.queryHeads + (shape.shares > 0 ? 32 * call.keyValueHeads : 0)
         device.launch(
             device.kernel("attention_sm90_finish.cu", "attention_sm90_finish"), Grid(table.count * heads), block: 256,
             [

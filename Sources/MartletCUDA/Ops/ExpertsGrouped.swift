@@ -274,7 +274,7 @@ struct GroupedExperts {
         }
         device.launch(
             device.kernel("\(entry)_sm90.cu", entry, defines, sharedBytes: 231_648), Grid(device.multiprocessorCount),
-            block: 384, arguments)
+            block: 384, together: makesLow(mode), arguments)
     }
 
     /// dX on Hopper: tiles of its own, which follow the routing more closely.

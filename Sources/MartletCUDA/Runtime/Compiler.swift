@@ -3,20 +3,22 @@ internal import MartletCore
 
 /// NVRTC: compiles the embedded sources for one architecture. Needs no GPU and no CUDA headers.
 struct Compiler: Sendable {
-    private typealias Program = OpaquePointer?
-    private typealias Strings = UnsafeMutablePointer<UnsafePointer<CChar>?>
+    typealias Program = OpaquePointer?
+    typealias Strings = UnsafeMutablePointer<UnsafePointer<CChar>?>
 
-    private let create:
+    let create:
         @convention(c) (
             UnsafeMutablePointer<Program>, UnsafePointer<CChar>, UnsafePointer<CChar>, Int32, Strings, Strings
         ) -> Int32
-    private let compileProgram: @convention(c) (Program, Int32, Strings) -> Int32
-    private let destroy: @convention(c) (UnsafeMutablePointer<Program>) -> Int32
-    private let getLogSize, getImageSize, getTextSize: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Int32
-    private let getLog, getImage, getText: @convention(c) (Program, UnsafeMutablePointer<CChar>) -> Int32
+    let compileProgram: @convention(c) (Program, Int32, Strings) -> Int32
+    let destroy: @convention(c) (UnsafeMutablePointer<Program>) -> Int32
+    let getLogSize, getImageSize, getTextSize: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Int32
+    let getLog, getImage, getText: @convention(c) (Program, UnsafeMutablePointer<CChar>) -> Int32
     /// "NVRTC 13.0"
     let version: String
+}
 
+extension Compiler {
     init() throws(MartletError) {
         let library = try DynamicLibrary(
             "NVRTC, NVIDIA's run-time compiler,", ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])
@@ -75,7 +77,7 @@ struct Compiler: Sendable {
     }
 
     /// The first entry of a PTX text that does anything but fetch its arguments before it waits for the kernels in front of
-    /// it. Such a kernel may not be launched: see `LaunchAttribute.beginsEarly`.
+    /// it. Such a kernel may not be launched: see `LaunchAttribute.list`.
     static func entryWithoutWait(in ptx: String) -> String? {
         let harmless = [".", "ld.param", "cvta", "mov", "//", "{", ")"]
         var entry: String?

@@ -37,9 +37,13 @@ final class Device {
         var entry: String
     }
 
-    init(index: Int = 0, cache: KernelCache = .standard) throws(MartletError) {
-        driver = try Driver()
-        compiler = try Compiler()
+    convenience init(index: Int = 0, cache: KernelCache = .standard) throws(MartletError) {
+        try self.init(Driver(), Compiler(), index: index, cache: cache)
+    }
+
+    init(_ driver: Driver, _ compiler: Compiler, index: Int, cache: KernelCache) throws(MartletError) {
+        self.driver = driver
+        self.compiler = compiler
         self.cache = cache
         var count: Int32 = 0
         _ = driver.deviceGetCount(&count)
@@ -63,7 +67,6 @@ final class Device {
         }
         self.stream = stream
         self.context = context
-        let driver = driver
         func attribute(_ number: Int32) -> Int {
             var value: Int32 = 0
             _ = driver.deviceGetAttribute(&value, number, device)
@@ -115,12 +118,13 @@ final class Device {
     /// Keeps the driver's error, if it is one.
     func check(_ result: Driver.Result, _ what: @autoclosure () -> String) {
         guard result != 0, failure == nil else { return }
-        let isMemory = result == 2
-        failure = MartletError(
-            "the GPU reports an error", in: what(), because: driver.text(of: result),
-            fix: isMemory
-                ? "another program uses the GPU's memory (`nvidia-smi`): end it, or lower 'memory_limit'"
-                : "run `martlet doctor`, and report this with its output")
+        let fix =
+            switch result {
+            case 2: "another program uses the GPU's memory (`nvidia-smi`): end it, or lower 'memory_limit'"
+            case 720: "some kernels need all of the GPU's multiprocessors at once: run without MPS, or with all of them"
+            default: "run `martlet doctor`, and report this with its output"
+            }
+        failure = MartletError("the GPU reports an error", in: what(), because: driver.text(of: result), fix: fix)
     }
 
     func takeFailure() -> MartletError? {
@@ -199,14 +203,18 @@ final class Device {
         return module
     }
 
-    /// Queues a launch.
-    func launch(_ kernel: Kernel?, _ grid: Grid, block: Int, _ arguments: [KernelArgument]) {
+    /// Queues a launch; `together` (on Hopper): one that is refused if not all blocks can run at once.
+    func launch(
+        _ kernel: Kernel?, _ grid: Grid, block: Int, together: Bool = false, _ arguments: [KernelArgument]
+    ) {
         guard let kernel, failure == nil, grid.x > 0, grid.y > 0, grid.z > 0 else { return }
         launchCount += 1
-        timedKernel(kernel.name) { start(kernel, grid, block, arguments) }
+        timedKernel(kernel.name) { start(kernel, grid, block, together, arguments) }
     }
 
-    private func start(_ kernel: Kernel, _ grid: Grid, _ block: Int, _ arguments: [KernelArgument]) {
+    private func start(
+        _ kernel: Kernel, _ grid: Grid, _ block: Int, _ together: Bool, _ arguments: [KernelArgument]
+    ) {
         // One slot of 128 bytes an argument, on the stack.
         let slot = 128
         withUnsafeTemporaryAllocation(byteCount: arguments.count * slot, alignment: 64) { memory in
@@ -225,11 +233,11 @@ final class Device {
                     case .block(let words): place.storeBytes(of: words, as: SIMD16<UInt64>.self)
                     }
                 }
-                let result = withUnsafePointer(to: LaunchAttribute.beginsEarly) { attribute in
+                let result = LaunchAttribute.list.withUnsafeBufferPointer { attributes in
                     var configuration = LaunchConfiguration(
                         grid: (UInt32(grid.x), UInt32(grid.y), UInt32(grid.z)), block: (UInt32(block), 1, 1),
-                        sharedBytes: UInt32(kernel.sharedBytes), stream: stream, attributes: attribute,
-                        attributeCount: architecture.overlapsKernels ? 1 : 0)
+                        sharedBytes: UInt32(kernel.sharedBytes), stream: stream, attributes: attributes.baseAddress,
+                        attributeCount: architecture.overlapsKernels ? (together ? 2 : 1) : 0)
                     return driver.launchKernel(&configuration, kernel.function, pointers.baseAddress, nil)
                 }
                 check(result, "a launch of \(grid.x) x \(grid.y) x \(grid.z) blocks of \(block) threads")

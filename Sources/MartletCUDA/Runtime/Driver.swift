@@ -51,9 +51,11 @@ struct Driver: Sendable {
                 UnsafePointer<UInt32>, UnsafePointer<UInt32>, Int32, Int32, Int32, Int32
             ) -> Result
         )?
-    private let getErrorName: @convention(c) (Result, UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Result
-    private let getErrorString: @convention(c) (Result, UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Result
+    let getErrorName: @convention(c) (Result, UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Result
+    let getErrorString: @convention(c) (Result, UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Result
+}
 
+extension Driver {
     /// Loads libcuda, which comes with the driver, and initialises it.
     init() throws(MartletError) {
         let library = try DynamicLibrary("the NVIDIA driver", ["libcuda.so.1", "libcuda.so"])

@@ -50,9 +50,15 @@ struct LaunchConfiguration {
 struct LaunchAttribute {
     var words: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
 
-    /// Programmatic stream serialization: the kernel may be placed on the GPU before the one in front of it is complete.
+    /// What launches ask for on Hopper and newer: the first of these, or both.
+    ///
+    /// Programmatic stream serialization (6): the kernel may be placed on the GPU before the one in front of it is complete.
     /// `begin_kernel` of common.cuh, with which all kernels begin, waits for that; `Compiler` refuses a kernel without.
-    static let beginsEarly = LaunchAttribute(words: (6, 1, 0, 0, 0, 0, 0, 0, 0))
+    ///
+    /// Cooperative (2): all blocks run at once, or the launch is refused; for kernels whose blocks wait for each other.
+    static let list = [
+        LaunchAttribute(words: (6, 1, 0, 0, 0, 0, 0, 0, 0)), LaunchAttribute(words: (2, 1, 0, 0, 0, 0, 0, 0, 0)),
+    ]
 }
 
 /// A tensor map of the copy engine (CUtensorMap): which boxes of a row-major bf16 tensor a kernel fetches.
