@@ -80,8 +80,7 @@ package final class CUDABackend: Backend {
 
     /// cuDNN's attention, where it has a part in that of these shapes.
     func cudnnAttention(for shapes: ScratchShapes) -> CuDNNAttention? {
-        let isOrdered = wantsOrder || !shapes.trains || shapes.longest < HopperBackward.orderCosts
-        return hasHopperAttention(headSize: shapes.headSize) && isOrdered ? nil : cudnnAttention
+        hasHopperAttention(headSize: shapes.headSize) ? nil : cudnnAttention
     }
 
     private func makeAttention() -> CuDNNAttention? {
@@ -90,9 +89,7 @@ package final class CUDABackend: Backend {
             return nil
         }
         do throws(MartletError) {
-            return try CuDNNAttention(
-                device, staging, isDeterministic: wantsOrder,
-                ownSize: attentionPath == .hopper ? HopperBackward.headSize : nil)
+            return try CuDNNAttention(device, staging, isDeterministic: wantsOrder)
         } catch {
             missingAttention = error
             return nil

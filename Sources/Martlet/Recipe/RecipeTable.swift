@@ -114,7 +114,7 @@ extension RecipeKey {
         .integer("threads", \.threads, default: "all cores", "CPU threads"),
         .flag(
             "deterministic", \.deterministic,
-            "the same seed gives the same bytes; false: not so on a GPU, whose attention is then faster on long sequences and needs less memory"
+            "the same seed gives the same bytes; false: not so on a GPU where cuDNN computes attention (heads other than 128 wide), which is then faster on long sequences and needs less memory"
         ),
     ]
 }

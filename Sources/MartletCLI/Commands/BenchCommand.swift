@@ -65,7 +65,7 @@ struct BenchCommand: ParsableCommand {
                 "Also take the device time of each op in one more step, and of each kernel in another, with their shares of what the device's product and memory speeds allow."
         )
         var profile = false
-        @Flag(inversion: .prefixedNo, help: "The same bytes each time; without, attention on a GPU is faster.")
+        @Flag(inversion: .prefixedNo, help: "The same bytes each time; without, cuDNN's attention is faster.")
         var deterministic = true
         @OptionGroup var compute: ComputeOptions
         @Flag(help: "Print one JSON object.") var json = false

@@ -39,7 +39,7 @@ extension CUDABackend {
         precondition(dk_UGD.count == k_UGD.count && dv_UGD.count == k_UGD.count)
         guard q_TQD.count > 0, call.hasQueries else { return }
         guard !device.isRehearsing else { return rehearseHopperAttention(call) }
-        if prefersHopperBackward(call), hopperAttentionBackward(call, gradients) { return }
+        if hopperAttentionBackward(call, gradients) { return }
         if cudnnAttentionBackward(
             q_TQD, k_UGD, v_UGD, o_TQD, logSumExp_TQ, do_TQD, spans, scale: scale, into: dq_TQD, adding: dk_UGD, dv_UGD)
         {

@@ -6,8 +6,6 @@ final class CuDNNAttention {
     let plans: CuDNNPlans
     /// Whether the same input gives the same bytes.
     let isDeterministic: Bool
-    /// Heads of this size are our own kernels', but backward where sequences are long and no order is wanted.
-    private let ownSize: Int?
     private let device: Device
     private let tables: SpanTables
     /// The same spans come back in every layer.
@@ -21,9 +19,7 @@ final class CuDNNAttention {
 
     private static let requestLimit = 256
 
-    init(
-        _ device: Device, _ staging: Staging, isDeterministic: Bool, ownSize: Int?
-    ) throws(MartletError) {
+    init(_ device: Device, _ staging: Staging, isDeterministic: Bool) throws(MartletError) {
         guard device.capability == 90 else {
             throw MartletError(
                 "cuDNN is not used", in: device.name, because: "its attention was only ever tried on Hopper",
@@ -33,20 +29,14 @@ final class CuDNNAttention {
         plans = CuDNNPlans(cudnn, device)
         self.device = device
         self.isDeterministic = isDeterministic
-        self.ownSize = ownSize
         tables = SpanTables(staging)
     }
 
     // MARK: Memory
 
-    private func goesBackward(_ shapes: ScratchShapes) -> Bool {
-        let pays = !isDeterministic && shapes.longest >= HopperBackward.orderCosts
-        return shapes.trains && (pays || shapes.headSize != ownSize)
-    }
-
     /// As far as a 32nd of the GPU's memory allows; an eighth where memory is to spare, as little as may be where it is scant.
     private func limits(_ shapes: ScratchShapes) -> CuDNNLimits? {
-        guard goesBackward(shapes) else { return nil }
+        guard shapes.trains else { return nil }
         let usual = device.totalByteCount / 32
         let limits =
             switch shapes.room {
@@ -86,7 +76,7 @@ final class CuDNNAttention {
         if shapes.sequence >= 2 * T {
             tiles.append([AttentionSpan(queryStart: 0, queryCount: T, keyStart: 0, keyCount: 2 * T)])
         }
-        for isBackward in [false, true] where isBackward ? goesBackward(shapes) : shapes.headSize != ownSize {
+        for isBackward in shapes.trains ? [false, true] : [false] {
             let empty = CuDNNAttentionGraph(shapes, isBackward: isBackward, isOrdered: isDeterministic)
             for spans in tiles {
                 plans.begin((limits.steps(spans, empty) ?? []).joined().compactMap { limits.graph($0, empty) })

@@ -12,8 +12,6 @@ struct HopperBackward {
     static let cluster = 2
     static let schedule = AttentionSchedule.keys(cluster * keys, queryRows: queries)
     static let sharedBytes = 231_168
-    /// Keys of a sequence from which on sums without an order are faster.
-    static let orderCosts = 16384
     /// Steps of 64 queries that are worth an item of their own, with its share of dk and dv.
     private static let fewestSteps = 8
 
@@ -57,11 +55,6 @@ struct HopperBackward {
     }
 }
 
-extension ScratchShapes {
-    /// Rows of the longest sequence.
-    var longest: Int { sequence > 0 ? sequence : max(keyRows, tokens) }
-}
-
 /// Statistics turned to [Q, T]; sums of dq, its halves apart, and of dk and dv; tickets and turns.
 struct HopperBackwardScratch {
     let lse_QT, delta_QT, querySums, keySums, state: Tensor
@@ -83,18 +76,11 @@ extension CUDABackend {
             && headSize == HopperBackward.headSize
     }
 
-    /// Whether its backward pass is. Where no order is wanted, cuDNN's is some 7 % faster for long sequences.
-    func prefersHopperBackward(_ call: AttentionCall) -> Bool {
-        wantsOrder || call.spans.allSatisfy { $0.keyCount < HopperBackward.orderCosts }
-    }
-
     func orderRemark(on shapes: ScratchShapes) -> String? {
-        guard !wantsOrder, shapes.trains, hasHopperAttention(headSize: shapes.headSize),
-            shapes.longest < HopperBackward.orderCosts
-        else { return nil }
+        guard !wantsOrder, shapes.trains, hasHopperAttention(headSize: shapes.headSize) else { return nil }
         return
-            "'deterministic: false' changes nothing below sequences of \(HopperBackward.orderCosts): attention's sums "
-            + "have a fixed order there, and are faster than those without"
+            "'deterministic: false' changes nothing where heads have \(HopperBackward.headSize): attention's sums have a "
+            + "fixed order there, and are faster than those without"
     }
 
     /// For the largest tile, even if every row is a sequence.
