@@ -3,7 +3,8 @@ import MartletTestSupport
 
 @testable import MartletCUDA
 
-// A GPU that is not there: kernels do nothing, and between any two events lies half a millisecond.
+// A GPU that is not there: kernels do nothing, and between any two events lies half a millisecond. It has 132 multiprocessors with
+// room for one block each.
 
 extension Device {
     /// A Hopper; kernels are kept in `home`.
@@ -40,7 +41,13 @@ extension Driver {
             return 0
         },
         eventDestroy: { _ in 0 }, moduleLoadData: { _, _ in 0 }, moduleGetFunction: { _, _, _ in 0 },
-        functionSetAttribute: { _, _, _ in 0 }, launchKernel: { _, _, _, _ in 0 }, tensorMapEncodeTiled: nil,
+        functionSetAttribute: { _, _, _ in 0 },
+        launchKernel: { configuration, _, _, _ in
+            // The second attribute asks for all blocks at once.
+            let asked = configuration.load(as: LaunchConfiguration.self)
+            return asked.attributeCount == 2 && asked.grid.x > 132 ? 720 : 0
+        },
+        tensorMapEncodeTiled: nil,
         getErrorName: { _, _ in 0 }, getErrorString: { _, _ in 0 })
 }
 
