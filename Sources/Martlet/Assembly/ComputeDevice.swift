@@ -56,7 +56,7 @@ public struct Compute: Sendable, Equatable {
     public var device: ComputeDevice
     /// CPU threads; nil: all cores.
     public var threads: Int?
-    /// Whether the same inputs give the same bytes; a GPU's attention is faster if they need not.
+    /// Whether the same inputs give the same bytes; cuDNN's attention on a GPU is faster if they need not.
     public var isDeterministic = true
 
     /// The GPU if there is one, all cores.

@@ -10,7 +10,7 @@ extension KernelCosts {
             "rmsNorm": ["rms_norm"], "rmsNormBackward": ["rms_norm_backward"], "rotate": ["rotate"],
             "rotateBackward": ["rotate_backward"], "embedding": ["embedding"], "swiGLU": ["swiglu"],
             "swiGLUBackward": ["swiglu_backward"], "routeBackward": ["route_backward"],
-            "attention": ["attention_sm90_forward", "attention_flash", "attention_plain"],
+            "attention": ["attention_sm90_forward", "attention_flash", "attention_plain", "cuDNN"],
             "adamW": ["adamw", "adamw_8bit", "adamw_split", "adamw_8bit_split"], "sumsOfSquares": ["square_partials"],
         ]
         for (op, entries) in entries {
@@ -30,7 +30,7 @@ extension KernelCosts {
             op, ["attention_sm90_backward"], flops: flops,
             bytes: 2 * queries + 2 * keys + 8 * heads + float * (queries + 2 * keys))
         add(op, ["attention_sm90_finish"], bytes: float * (queries + 2 * keys) + queries + 4 * keys)
-        add(op, ["attention_flash_backward"], flops: flops, bytes: 3 * queries + 6 * keys + 8 * heads)
+        add(op, ["attention_flash_backward", "cuDNN"], flops: flops, bytes: 3 * queries + 6 * keys + 8 * heads)
         // Scores and their gradients are made twice.
         add(op, ["attention_plain_queries"], flops: 0.6 * flops, bytes: 4 * queries + 2 * keys)
         add(op, ["attention_plain_keys"], flops: 0.4 * flops, bytes: 3 * queries + 6 * keys)

@@ -126,12 +126,14 @@ final class CuDNNAttention {
         guard device.failure == nil else { return }
         let graph = call.graph
         let bound = graph.isPacked ? tableSlots(call, x) : []
-        do throws(MartletError) {
-            for firstHead in stride(from: 0, to: graph.rowQueryHeads, by: graph.queryHeads) {
-                try call.plan.run(bound + x.slots(call, firstHead: firstHead), workspace: workspace)
+        device.timedKernel("cuDNN attention") {
+            do throws(MartletError) {
+                for firstHead in stride(from: 0, to: graph.rowQueryHeads, by: graph.queryHeads) {
+                    try call.plan.run(bound + x.slots(call, firstHead: firstHead), workspace: workspace)
+                }
+            } catch {
+                device.fail(error)
             }
-        } catch {
-            device.fail(error)
         }
     }
 

@@ -36,7 +36,8 @@ struct HopperBackward {
         func fits(_ together: Int) -> Bool { keyBlocks * G * shares(together) <= most }
         let pairs = spans.reduce(0) { $0 + $1.queryCount * max(0, 2 * $1.keyCount - $1.queryCount) / 2 }
         let longest = HopperBackward.cluster * HopperBackward.keys * (spans.map(\.queryCount).max() ?? 0)
-        func fills(_ together: Int) -> Bool { 10 * together * pairs >= 9 * (multiprocessors / 2) * longest }
+        let clusters = multiprocessors / HopperBackward.cluster
+        func fills(_ together: Int) -> Bool { 10 * together * pairs >= 9 * clusters * longest }
         func together(_ parts: Int) -> Int {
             let units = parts * G
             let divisors = (min(2, units)...units).filter { units.isMultiple(of: $0) && fits($0) }
@@ -48,6 +49,9 @@ struct HopperBackward {
         self.together = together(parts)
         self.shares = isSplit ? shares(self.together) : 0
     }
+
+    /// Blocks that run at once.
+    static func grid(multiprocessors: Int) -> Int { multiprocessors / cluster * cluster }
 
     /// The most shares of all blocks: so that their sums take about as much as those of dq.
     static func mostShares(rows: Int, keyValueHeads: Int, multiprocessors: Int) -> Int {
@@ -147,7 +151,7 @@ extension CUDABackend {
         device.launch(
             device.kernel(
                 "attention_sm90_backward.cu", "attention_sm90_backward", sharedBytes: HopperBackward.sharedBytes),
-            Grid(min(roundUp(device.multiprocessorCount - 1, to: HopperBackward.cluster), shape.blocks * shape.parts)),
+            Grid(min(HopperBackward.grid(multiprocessors: device.multiprocessorCount), shape.blocks * shape.parts)),
             block: 384,
             maps + [
                 .tensor(temporary.lse_QT), .tensor(temporary.delta_QT), .address(table.address),

@@ -3,7 +3,7 @@ package import MartletCore
 /// What a profile tells apart.
 package enum ProfileDetail: Sendable {
     case ops
-    /// Launches of our kernels and products of cuBLASLt, each with its op before it; cuDNN's are not among them.
+    /// Launches of our kernels, products of cuBLASLt and attention of cuDNN, each with its op before it.
     case kernels
 }
 
