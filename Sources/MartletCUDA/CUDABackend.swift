@@ -15,7 +15,9 @@ package final class CUDABackend: Backend {
     let wantsOrder: Bool
 
     let device: Device
-    let libraries: LibraryUse
+    /// Where not, dense products are by a plain kernel of our own, attention without cuDNN: slow, for programs that cannot bear
+    /// the libraries' kernels (compute-sanitizer's racecheck).
+    let usesLibraries: Bool
     let blas: BLAS
     let staging: Staging
     /// How experts are computed where nothing stands against it.
@@ -47,15 +49,12 @@ package final class CUDABackend: Backend {
         wantsOrder = isDeterministic
         device = try Device(index: index)
         computeDType = inFloat32 ? .float32 : device.architecture.half
-        libraries =
-            try override("MARTLET_LIBRARIES", "setting", named: environment("MARTLET_LIBRARIES"), of: LibraryUse.self)
-            ?? .on
-        blas = try BLAS(device, libraries)
+        usesLibraries = try isOn("MARTLET_LIBRARIES", usually: true)
+        blas = try BLAS(device, isUsed: usesLibraries)
         staging = try Staging(device)
         expertsPath = tile != nil ? .portable : try CUDABackend.expertsPath(capability: device.capability)
         attentionPath = tile != nil ? .flash : try CUDABackend.attentionPath()
-        tunesTiles =
-            try override("MARTLET_TUNE", "setting", named: environment("MARTLET_TUNE"), of: Tuning.self) != .off
+        tunesTiles = try isOn("MARTLET_TUNE", usually: true)
         tiles.forced = tile
         let role = device.architecture.isText ? " standing in for \(device.architecture.number)" : ""
         name = "\(device.name)\(role) (\(computeDType.shortName), experts: \(expertsPath.rawValue))"
@@ -85,7 +84,7 @@ package final class CUDABackend: Backend {
 
     private func makeAttention() -> CuDNNAttention? {
         hasAskedForCuDNN = true
-        guard computeDType.isHalf, libraries == .on, attentionPath == .cudnn || attentionPath == .hopper else {
+        guard computeDType.isHalf, usesLibraries, attentionPath == .cudnn || attentionPath == .hopper else {
             return nil
         }
         do throws(MartletError) {

@@ -18,5 +18,15 @@ func override<Way: RawRepresentable & CaseIterable>(
         fix: closestMatch(to: name, among: known).map { "write '\($0)'" } ?? "unset it")
 }
 
+/// What an environment variable switches on or off.
+func isOn(_ variable: String, usually: Bool) throws(MartletError) -> Bool {
+    try isOn(variable, named: environment(variable), usually: usually)
+}
+func isOn(_ variable: String, named name: String?, usually: Bool) throws(MartletError) -> Bool {
+    try override(variable, "setting", named: name, of: Switch.self).map { $0 == .on } ?? usually
+}
+
+private enum Switch: String, CaseIterable { case on, off }
+
 /// The value of an environment variable.
 func environment(_ variable: String) -> String? { getenv(variable).map { String(cString: $0) } }

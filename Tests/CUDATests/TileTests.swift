@@ -129,10 +129,10 @@ import Testing
     }
 
     @Test func theSettingIsOnOrOff() throws {
-        func setting(_ name: String?) throws(MartletError) -> Tuning? {
-            try override("MARTLET_TUNE", "setting", named: name, of: Tuning.self)
+        func setting(_ name: String?) throws(MartletError) -> Bool {
+            try isOn("MARTLET_TUNE", named: name, usually: true)
         }
-        #expect(try setting(nil) == nil && setting("off") == .off && setting("on") == .on)
+        #expect(try setting(nil) && !setting("off") && setting("on"))
         let typo = expectRefusal("a typo") { _ = try setting("offf") }
         #expect(typo?.location == "MARTLET_TUNE" && typo?.remedy == "write 'off'")
     }

@@ -42,6 +42,14 @@ static_assert(barriers_at + 30 * 8 <= 231168, "the launch's dynamic shared memor
 /// Of the two blocks of a cluster.
 __device__ __forceinline__ int block_rank() { return blockIdx.x % 2; }
 
+/// A warpgroup of either block arrives by one thread, and for racecheck's eyes all of the block's own threads do.
+constexpr int step_readers = 4 + (RACECHECK ? 256 : 0);
+/// A step's queries, or gradients, and their statistics are read.
+__device__ __forceinline__ void release_step(u32 barrier) {
+    if (RACECHECK) barrier_arrive(barrier);
+    release_all<2>(barrier);
+}
+
 /// Places and barriers in shared memory; `i` counts items or steps from the start: both blocks of a cluster take the same.
 struct Shared {
     u32 base;
@@ -74,16 +82,16 @@ struct Shared {
 
     __device__ __forceinline__ void start() const {
         for (int i = 0; i < 2; ++i) {
-            barrier_init(item_full(i), 1), barrier_init(item_empty(i), 11);
+            barrier_init(item_full(i), signals), barrier_init(item_empty(i), 8 * signals + 3);
             barrier_init(q_full(i), 33), barrier_init(do_full(i), 33);
-            barrier_init(q_empty(i), 4), barrier_init(do_empty(i), 4);
-            barrier_init(scores_made(i, 0), 4), barrier_init(scores_made(i, 1), 4);
+            barrier_init(q_empty(i), step_readers), barrier_init(do_empty(i), step_readers);
+            barrier_init(scores_made(i, 0), 4 * signals), barrier_init(scores_made(i, 1), 4 * signals);
             barrier_init(scores_full(i), 1), barrier_init(scores_empty(i), 2);
-            barrier_init(rows_full(i), 4);
+            barrier_init(rows_full(i), 4 * signals);
         }
         for (int i = 0; i < 4; ++i) barrier_init(ticket_full(i), 1);
         barrier_init(keys_full(), 1), barrier_init(keys_empty(), 2);
-        barrier_init(sums_full(), 4), barrier_init(sums_empty(), 1);
+        barrier_init(sums_full(), 4 * signals), barrier_init(sums_empty(), 1);
         barrier_init_fence();
     }
 };

@@ -104,8 +104,7 @@ __device__ __forceinline__ void store_sums(u32 tile, const float* d, int first_r
 /// Gives what the warp has written to the copy engine.
 __device__ __forceinline__ void give(u32 barrier) {
     fence_async_proxy();
-    __syncwarp();
-    if (lane_id() == 0) barrier_arrive(barrier);
+    signal(barrier);
 }
 
 /// dk or dv, from the item's first key: += what the block has summed.
@@ -207,12 +206,12 @@ template <bool with_queries> __device__ __forceinline__ void make_sums(
     wgmma_wait<1>();
     hold(dk);
     give_cores(group);
-    release_all<2>(shared.q_empty(n + 1));
+    release_step(shared.q_empty(n + 1));
     if (with_queries) give(shared.sums_full());
     // What comes next in the same warpgroup is slower if it is begun before dv is made.
     wgmma_wait<0>();
     hold(dv);
-    release_all<2>(shared.do_empty(n + 1));
+    release_step(shared.do_empty(n + 1));
 }
 
 /// A warpgroup that multiplies. S and dP of a step come behind its turn, beside the other warpgroup's products.
@@ -265,8 +264,7 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
         // Taken anew, to hold no registers through the products.
         item.take(shared.item(i));
         finish(shared, x, item, group, dk, dv, n);
-        __syncwarp();
-        if (lane_id() == 0) barrier_arrive(shared.item_empty(i));
+        signal(shared.item_empty(i));
     }
 }
 

@@ -29,9 +29,11 @@ __device__ __forceinline__ void load_statistics(u32 to, const float* from, u32 a
     for (int j = 0; j < 2; ++j) {
         const int query = lane_id() + 32 * j;
         const bool valid = query < count;
-        copy_async4(to + 4 * query, from + at + (valid ? query : 0), valid);
+        if (RACECHECK) store_shared32(to + 4 * query, valid ? __float_as_uint(from[at + query]) : 0);
+        else copy_async4(to + 4 * query, from + at + (valid ? query : 0), valid);
     }
-    copy_async_arrive(full);
+    if (RACECHECK) barrier_arrive(full);
+    else copy_async_arrive(full);
 }
 
 /// One warp: takes items; keys and values of each, then queries, their gradients and statistics. Each block of the cluster fetches
@@ -45,8 +47,7 @@ __device__ __forceinline__ void load(
         const int ticket = next_ticket(shared, i, x.state);
         barrier_wait(shared.item_empty(i), phase<2>(i) ^ 1);
         Item::publish(shared.item(i), ticket, x);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(shared.item_full(i));
+        signal(shared.item_full(i));
         Item item;
         if (!item.take(shared.item(i))) return;
         barrier_wait(shared.keys_empty(), i % 2 ^ 1);

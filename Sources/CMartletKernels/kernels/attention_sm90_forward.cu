@@ -323,8 +323,7 @@ __device__ __forceinline__ void multiply(const Shared shared, const Arguments& x
     int i = 0, tile = item.tiles - 1, seen = item.seen + own * 64 - tile * keys;
     const auto take_queries = [&] {
         load_queries(q, shared.q().tile(i));
-        __syncwarp();
-        if (lane_id() == 0) barrier_arrive(shared.q().empty(i));
+        signal(shared.q().empty(i));
     };
     const auto make_scores = [&](int n) { multiply_scores(s, q, operand(shared.k().tile(n))); };
     const auto take_scores = [&](int n) {
@@ -409,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90_forward(
     extern __shared__ __align__(1024) u8 memory[];
     const Shared shared = {shared_address(memory)};
     if (threadIdx.x == 0) {
-        shared.q().start(8), shared.k().start(2), shared.v().start(2);
+        shared.q().start(8 * signals), shared.k().start(2), shared.v().start(2);
         barrier_init_fence();
     }
     __syncthreads();

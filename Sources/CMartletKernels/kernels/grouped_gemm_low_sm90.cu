@@ -363,8 +363,7 @@ __device__ __forceinline__ void consume(Ring ring, const Arguments& to) {
             const u32 weight_at = ring.base + weights_at + warp * 128;
             float* sums = to.partial + (u64)(work.index % column_tiles) * to.row_total;
             if (count > 0) Desk{staging, weight_at, row, count, column, to.gate_up, to.out, to.act, sums}.finish();
-            __syncwarp();
-            if (lane_id() == 0) barrier_arrive(ring.desk(1 - warp / 4, warp));
+            signal(ring.desk(1 - warp / 4, warp));
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

@@ -194,8 +194,7 @@ __device__ __forceinline__ void consume(
             lay_out(d, staging, count);
             float* sums = partial + (u64)(index % column_tiles) * row_total;
             if (count > 0) Desk{staging, weight_at, row, count, column, gate_up, out, act, sums}.finish();
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) barrier_arrive(ring.desk(group ^ 1, warp));
+            signal(ring.desk(group ^ 1, warp));
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

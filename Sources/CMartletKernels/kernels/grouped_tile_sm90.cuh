@@ -91,7 +91,7 @@ template <class Ring> __device__ __forceinline__ void start(const Ring& ring) {
     barrier_init(ring.turn(0), 1);
     barrier_init(ring.turn(1), 1);
     for (int i = 0; i < turns_kept; ++i) barrier_init(ring.queue().barrier(i), 1);
-    for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), 1);
+    for (int i = 0; i < (MODE == DACT ? 8 : 0); ++i) barrier_init(ring.desk(i / 4, i), signals);
     barrier_init_fence();
 }
 

@@ -9,6 +9,23 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "TensorMap");
 
+// MARK: Threads
+
+/// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
+/// little of the L1 cache is left) through the products.
+__device__ __forceinline__ int lane_id() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
+/// The same for the thread in its block.
+__device__ __forceinline__ int thread_id() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // MARK: Barriers
 
 __device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
@@ -17,6 +34,18 @@ __device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
 __device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ __forceinline__ void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// -DRACECHECK=1: for compute-sanitizer's racecheck, which takes who arrives for others behind `__syncwarp` or `bar.sync` for itself
+/// alone, and does not follow what `cp.async` arrives for. There every thread arrives for itself.
+#ifndef RACECHECK
+#define RACECHECK 0
+#endif
+/// Arrivals of a warp that signals.
+constexpr int signals = RACECHECK ? 32 : 1;
+/// A warp has written or read.
+__device__ __forceinline__ void signal(u32 barrier) {
+    __syncwarp();
+    if (RACECHECK || lane_id() == 0) barrier_arrive(barrier);
 }
 /// One thread of the warpgroup arrives.
 __device__ __forceinline__ void release(u32 barrier) {
@@ -160,21 +189,6 @@ template <int stages, int stage_bytes, int barriers_at> struct RingPlace {
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 /// Of the warpgroups that multiply, behind the one that copies.
 __device__ __forceinline__ int consumer_group() { return uniform((int)threadIdx.x / 128 - 1); }
-
-/// The lane, made anew wherever it is asked for: addresses made from it are not kept in registers (or spilled, which is ruin:
-/// little of the L1 cache is left) through the products.
-__device__ __forceinline__ int lane_id() {
-    int lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-}
-
-/// The same for the thread in its block.
-__device__ __forceinline__ int thread_id() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
 
 template <int N> __device__ __forceinline__ void register_increase() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));

@@ -1,8 +1,5 @@
 internal import MartletCore
 
-/// Whether tiles are tried; what `MARTLET_TUNE` says.
-enum Tuning: String, CaseIterable { case on, off }
-
 /// How the tiles in force were found.
 package struct TileReport: CustomStringConvertible {
     /// Kernels that have a choice, and those of them that took another tile than the usual one; none where trying failed.

@@ -20,14 +20,6 @@ struct Operand {
     var columnStride: Int { isTransposed ? columns : 1 }
 }
 
-/// Whether the kernels of cuBLASLt and cuDNN are used (`MARTLET_LIBRARIES`).
-enum LibraryUse: String, Sendable, CaseIterable {
-    case on
-    /// Dense products by a plain kernel of our own, attention without cuDNN: slow, and for programs that cannot bear the
-    /// libraries' kernels (compute-sanitizer's racecheck).
-    case off
-}
-
 /// cuBLASLt: the dense matrix products. Each shape's algorithm is the first that the library's heuristics name, asked for
 /// token counts in steps of 64: packed steps differ in theirs, and an answer takes the host 0.15 ms while the GPU waits. Sums
 /// over K are in a fixed order (reductions of split K go through the workspace).
@@ -39,7 +31,7 @@ final class BLAS: @unchecked Sendable {
     private var plans: [PlanKey: Plan] = [:]
     private var workspace: Tensor?
     private let queue = DispatchQueue(label: "cuBLASLt")
-    private let use: LibraryUse
+    private let isUsed: Bool
     let version: String
 
     static let workspaceByteCount = 64 << 20
@@ -100,9 +92,9 @@ final class BLAS: @unchecked Sendable {
             ) -> Int32
     }
 
-    init(_ device: Device, _ use: LibraryUse) throws(MartletError) {
+    init(_ device: Device, isUsed: Bool) throws(MartletError) {
         self.device = device
-        self.use = use
+        self.isUsed = isUsed
         let library = try DynamicLibrary(
             "cuBLASLt", ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"])
         functions = Functions(
@@ -118,7 +110,7 @@ final class BLAS: @unchecked Sendable {
             matmul: try library.symbol("cublasLtMatmul"))
         let number = functions.getVersion()
         version =
-            use == .off ? "plain products" : "cuBLASLt \(number / 10000).\(number / 100 % 100).\(number % 100)"
+            !isUsed ? "plain products" : "cuBLASLt \(number / 10000).\(number / 100 % 100).\(number % 100)"
         let result = functions.create(&handle)
         guard result == 0 else {
             throw MartletError(
@@ -155,7 +147,7 @@ final class BLAS: @unchecked Sendable {
             k == (b.isTransposed ? b.columns : b.rows) && c.count == m * n && a.tensor.dtype == b.tensor.dtype,
             "product of \(a.tensor.shape) and \(b.tensor.shape) into \(c.shape)")
         guard m > 0, n > 0, k > 0, device.failure == nil else { return }
-        if use == .off { return plainProduct(a, b, into: c, (m, n, k), alpha: alpha, adds: adds) }
+        if !isUsed { return plainProduct(a, b, into: c, (m, n, k), alpha: alpha, adds: adds) }
         guard !device.isIdle else { return }
         let key = PlanKey(
             m: m, n: n, k: k, transposesA: a.isTransposed, transposesB: b.isTransposed, input: a.tensor.dtype,

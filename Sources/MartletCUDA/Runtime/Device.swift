@@ -25,6 +25,11 @@ final class Device {
     var launchCount = 0
     var profile: Profile?
 
+    /// A form of the kernels that compute-sanitizer's racecheck can follow, slower (sm90.cuh).
+    static let racecheck = KernelDefine("RACECHECK", 1)
+
+    /// What every kernel is compiled with.
+    private let everyDefine: [KernelDefine]
     private let cache: KernelCache
     private var modules: [KernelVariant: Driver.Pointer] = [:]
     private var kernels: [KernelKey: Kernel] = [:]
@@ -45,6 +50,7 @@ final class Device {
         self.driver = driver
         self.compiler = compiler
         self.cache = cache
+        everyDefine = try isOn("MARTLET_RACECHECK", usually: false) ? [Device.racecheck] : []
         var count: Int32 = 0
         _ = driver.deviceGetCount(&count)
         guard index < count else {
@@ -137,7 +143,7 @@ final class Device {
     /// The kernel `entry` of `file`, compiled or from the cache. Dynamic shared memory is part of the kernel.
     func kernel(_ file: String, _ entry: String, _ defines: [KernelDefine] = [], sharedBytes: Int = 0) -> Kernel? {
         guard failure == nil else { return nil }
-        let key = KernelKey(module: KernelVariant(file, defines), entry: entry)
+        let key = KernelKey(module: KernelVariant(file, everyDefine + defines), entry: entry)
         guard !isRehearsing else {
             rehearsed?.insert(key.module)
             return nil

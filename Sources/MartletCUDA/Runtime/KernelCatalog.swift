@@ -21,7 +21,9 @@ package enum KernelCatalog {
         let backward = sizes.compactMap { FlashBackwardShape(headSize: $0, sharedBytes: sharedBytes) }
         let forward = sizes.flatMap { FlashShape.candidates(headSize: $0, architecture) }
         let hopper = architecture.capability == 90 ? ["forward", "backward", "finish"] : []
-        return hopper.map { KernelVariant("attention_sm90_\($0).cu") }
+        return [[], [Device.racecheck]].flatMap { form in
+            hopper.map { KernelVariant("attention_sm90_\($0).cu", form) }
+        }
             + backward.map { KernelVariant("attention_flash_backward.cu", $0.defines) }
             + forward.map { KernelVariant("attention_flash.cu", [KernelDefine("HEAD", $0.headSize)] + $0.defines) }
             + halves.flatMap { half in
