@@ -13,8 +13,9 @@
 // Budget     UP and DX 4 R F H FLOPs, DOWN and DACT 2 R F H (+ 2 R r (I + O)). Bytes: the weights of experts that have rows
 //            once (while an expert's tiles are together in L2), inputs once, outputs once.
 // Design     a ring of STAGES steps of K filled by cp.async; each warp multiplies 64 rows x 64 columns (32 in a tile of at
-//            most 64 rows), and fetches its operands of the next 16 of K, and a share of a later step, under the products of
-//            these. Two blocks a multiprocessor: one's epilogue runs under the other's products.
+//            most 64 rows, and fewer rows, by sixteens, where that is enough), and fetches its operands of the next 16 of K,
+//            and a share of a later step, under the products of these. Two blocks a multiprocessor: one's epilogue runs under
+//            the other's products.
 // Launch     -DMODE -DHIDDEN -DINNER -DTOP_K -DRANK (0: no adapter) and -DTILE_COLUMNS -DSTEP -DSTAGES (or none of these
 //            three: 128, 64, 3); TILE_COLUMNS threads; STAGES * STEP * 2 * (128 + TILE_COLUMNS) bytes of dynamic shared memory;
 //            a block a tile: (R / 128 + E) * ceil(O / TILE_COLUMNS), neither more nor less, where O = 2F (UP), H (DOWN, DX),
@@ -69,6 +70,22 @@ __device__ __forceinline__ int column_place(int row, int chunk) {
     return row * TILE_COLUMNS * 2 + ((chunk ^ (row % 8)) << 4);
 }
 
+/// The block's warps over a tile of at most `rows`: `below` one another, each 16 `blocks` rows and `width` columns.
+template <int below_, int blocks_> struct Warps {
+    static constexpr int below = below_, blocks = blocks_, rows = below * blocks * 16;
+    static constexpr int width = TILE_COLUMNS / (threads / 32 / below);
+    static constexpr int pairs = width / 16;
+    typedef float Sums[blocks][2 * pairs][4];
+
+    static __device__ __forceinline__ int row() { return threadIdx.x / 32 % below * blocks * 16; }
+    /// The tile's column where the warp's columns 16 q ..< 16 q + 16 begin: UP has as many of the gate as of up.
+    static __device__ __forceinline__ int column(int q) {
+        const int warp = threadIdx.x / 32 / below;
+        if (MODE != UP) return warp * width + 16 * q;
+        return warp * (width / 2) + q % (pairs / 2) * 16 + (q < pairs / 2 ? 0 : tile_outputs);
+    }
+};
+
 // MARK: Filling the ring
 
 /// Thread i copies chunk i % chunks of rows i / chunks + apart * j of A, and of W where it is stored along K; otherwise chunk
@@ -79,8 +96,8 @@ constexpr int wide = TILE_COLUMNS / 8;
 constexpr int b_copies = chunks;
 
 /// Where this thread's copies of the next step come from: A's rows of `width`, and the expert's W.
-template <int width, int row_warps> struct Source {
-    static constexpr int a_copies = 64 * row_warps / apart;
+template <int width, class W> struct Source {
+    static constexpr int a_copies = ceil_div(W::rows, apart);
     static constexpr int copies = a_copies + b_copies;
     const bf16 *a[a_copies], *b;
     int k = 0, column;
@@ -129,29 +146,14 @@ template <int width, int row_warps> struct Source {
 
 // MARK: Products
 
-/// The block's warps over a tile: `row_warps` times 64 rows, and each `width` columns.
-template <int row_warps> struct Warps {
-    static constexpr int width = TILE_COLUMNS / (threads / 32 / row_warps);
-    static constexpr int pairs = width / 16;
-
-    static __device__ __forceinline__ int row() { return threadIdx.x / 32 % row_warps * 64; }
-    /// The tile's column where the warp's columns 16 q ..< 16 q + 16 begin: UP has as many of the gate as of up.
-    static __device__ __forceinline__ int column(int q) {
-        const int warp = threadIdx.x / 32 / row_warps;
-        if (MODE != UP) return warp * width + 16 * q;
-        return warp * (width / 2) + q % (pairs / 2) * 16 + (q < pairs / 2 ? 0 : tile_outputs);
-    }
-};
-
 /// The operands of 16 of K, and the sums.
-template <int row_warps> struct Fragments {
-    u32 a[4][4], b[Warps<row_warps>::pairs][4];
+template <class W> struct Fragments {
+    u32 a[W::blocks][4], b[W::pairs][4];
 
     __device__ __forceinline__ void load(u32 slot, int unit) {
-        using W = Warps<row_warps>;
         const int lane = threadIdx.x % 32;
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
+        for (int m = 0; m < W::blocks; ++m) {
             load_matrices(a[m], slot + k_place(W::row() + lane % 16, 2 * unit + lane / 16) + m * 16 * STEP * 2);
         }
         slot += a_bytes;
@@ -165,11 +167,11 @@ template <int row_warps> struct Fragments {
         }
     }
 
-    __device__ __forceinline__ void multiply(float (&d)[4][2 * Warps<row_warps>::pairs][4]) const {
+    __device__ __forceinline__ void multiply(typename W::Sums& d) const {
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
+        for (int m = 0; m < W::blocks; ++m) {
 #pragma unroll
-            for (int q = 0; q < Warps<row_warps>::pairs; ++q) {
+            for (int q = 0; q < W::pairs; ++q) {
                 mma_16_8_16(d[m][2 * q], a[m][0], a[m][1], a[m][2], a[m][3], b[q][0], b[q][1]);
                 mma_16_8_16(d[m][2 * q + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[q][2], b[q][3]);
             }
@@ -182,9 +184,9 @@ __device__ __forceinline__ u32 following(u32 slot, u32 shared) {
 }
 
 /// All steps of one tile.
-template <int row_warps>
+template <class W>
 __device__ __forceinline__ void multiply(
-    float (&d)[4][2 * Warps<row_warps>::pairs][4], u32 shared, Source<k_size, row_warps> source, Source<RANK, row_warps> ext) {
+    typename W::Sums& d, u32 shared, Source<k_size, W> source, Source<RANK, W> ext) {
     // Step `step` into `slot`; afterwards one group of copies more is committed, be it empty.
     auto fetch = [&](u32 slot, int step) {
         if (step < ext_steps) ext.fetch(slot);
@@ -192,9 +194,9 @@ __device__ __forceinline__ void multiply(
         copy_async_commit();
     };
     // The copies are spread over the products of all units where enough steps are under way, else of all but the last.
-    constexpr bool late = row_warps == 2 && STAGES * STEP >= 128;
+    constexpr bool late = W::below == 2 && STAGES * STEP >= 128;
     constexpr int copies = source.copies, copying = late ? units : units - 1;
-    Fragments<row_warps> fragments[2];
+    Fragments<W> fragments[2];
     u32 read = shared, write = shared + (STAGES - 1) * stage_bytes;
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) fetch(shared + step * stage_bytes, step);
@@ -240,13 +242,12 @@ __device__ __forceinline__ void multiply(
 }
 
 /// The sums, rounded, into shared memory in the ring's place.
-template <int row_warps>
-__device__ __forceinline__ void stage(const float (&d)[4][2 * Warps<row_warps>::pairs][4], u32 shared) {
-    using W = Warps<row_warps>;
+template <class W>
+__device__ __forceinline__ void stage(const typename W::Sums& d, u32 shared) {
     const int lane = threadIdx.x % 32;
     __syncthreads();
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
+    for (int m = 0; m < W::blocks; ++m) {
 #pragma unroll
         for (int n = 0; n < 2 * W::pairs; ++n) {
             const int row = W::row() + m * 16 + lane / 4, chunk = W::column(n / 2) / 8 + n % 2;
@@ -328,20 +329,20 @@ __device__ __forceinline__ void finish_dact(
     }
 }
 
-template <int row_warps>
+template <class W>
 __device__ __forceinline__ void multiply_tile(
     u32 shared, const Tile& tile, int column, const bf16* rows, const bf16* b, const bf16* a_ext, const bf16* b_ext,
     const int* order) {
     const u64 expert = tile.expert;
-    const Source<k_size, row_warps> source(
+    const Source<k_size, W> source(
         rows, b + expert * HIDDEN * INNER * (MODE == UP || MODE == DX ? 2 : 1), tile.count, column,
         [&](int i) { return gathers ? order[tile.row + i] / TOP_K : tile.row + i; });
-    const Source<RANK, row_warps> ext(
+    const Source<RANK, W> ext(
         a_ext, b_ext + expert * RANK * (MODE == UP ? 2 * INNER : columns), tile.count, column,
         [&](int i) { return tile.row + i; });
-    float d[4][2 * Warps<row_warps>::pairs][4] = {};
-    multiply<row_warps>(d, shared, source, ext);
-    stage<row_warps>(d, shared);
+    typename W::Sums d = {};
+    multiply<W>(d, shared, source, ext);
+    stage<W>(d, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
@@ -356,8 +357,13 @@ extern "C" __global__ void __launch_bounds__(threads) grouped_gemm(
     const Tile tile = tiles[index];
     if (index >= *tile_count) return;
     const bf16* rows = gathers ? source : a;
-    if (tile.count > 64) multiply_tile<2>(shared, tile, column, rows, b, a_ext, b_ext, order);
-    else multiply_tile<1>(shared, tile, column, rows, b, a_ext, b_ext, order);
+    auto multiply = [&](auto warps) { multiply_tile<decltype(warps)>(shared, tile, column, rows, b, a_ext, b_ext, order); };
+    if (tile.count > 96) multiply(Warps<2, 4>());
+    else if (tile.count > 64) multiply(Warps<2, 3>());
+    else if (tile.count > 48) multiply(Warps<1, 4>());
+    else if (tile.count > 32) multiply(Warps<1, 3>());
+    else if (tile.count > 16) multiply(Warps<1, 2>());
+    else multiply(Warps<1, 1>());
     if (MODE == UP) finish_up(shared, tile, column, out, act);
     else if (MODE == DACT) {
         finish_dact(shared, tile, column, order, weights, gate_up, out, act, partial, row_total);
