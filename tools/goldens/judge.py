@@ -88,7 +88,7 @@ class Judge:
         return out
 
     def half_distances(self, inputs, reference):
-        """How far bfloat16 is from `reference`, this judge's float32: as `martlet doctor --goldens` measures it, under its names.
+        """How far bfloat16 is from `reference`, this judge's float32: as `martlet doctor --goldens` measures it.
         The adapter's factors stay float32, which is how PEFT trains them."""
         self.dtype, self.least = torch.bfloat16, 0
         model, found = self.load(), {}

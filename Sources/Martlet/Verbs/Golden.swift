@@ -13,7 +13,7 @@ struct Golden {
     init(folder: String, on backend: any Backend, judgedAs dtype: DType? = nil) throws(MartletError) {
         self.folder = folder
         self.backend = backend
-        bounds = try GoldenBounds(folder: folder, dtype: dtype ?? backend.computeDType)
+        bounds = GoldenBounds(dtype: dtype ?? backend.computeDType)
         reference = try SafeTensorsFile(FileSystem.join(folder, "reference.safetensors"))
         checkpoint = try Checkpoint(folder: folder)
     }
