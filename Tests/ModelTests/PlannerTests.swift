@@ -98,4 +98,21 @@ import Testing
         #expect(throws: Never.self) { try plan(1 << 20 + number << 20, host: host) }
         #expect(throws: MartletError.self) { try plan(1 << 20 + (number - 1) << 20, host: host) }
     }
+
+    /// Where hidden states have no room in either memory, the error names what each lacks, and how many tokens would do: just so many.
+    @Test func tooLittleHostMemoryIsNamed() throws {
+        func plan(_ tokens: Int, more: Int = 0, hostMore: Int = 0) throws -> ExecutionPlan {
+            try planner.plan(
+                stepTokens: tokens, maximumLength: 1024, limit: 2 << 30 + more << 20, hostLimit: 100 << 20 + hostMore << 20)
+        }
+        let error = #expect(throws: MartletError.self) { try plan(1 << 20) }
+        let numbers = try #require(error?.remedy).split(separator: " ").compactMap { Int($0) }
+        try #require(numbers.count == 3, "\(error?.remedy ?? "")")
+        #expect(throws: Never.self) { try plan(numbers[0]) }
+        #expect(throws: MartletError.self) { try plan(numbers[0] + 1024) }
+        #expect(throws: Never.self) { try plan(1 << 20, more: numbers[1]) }
+        #expect(throws: MartletError.self) { try plan(1 << 20, more: numbers[1] - 1) }
+        #expect(throws: Never.self) { try plan(1 << 20, hostMore: numbers[2]) }
+        #expect(throws: MartletError.self) { try plan(1 << 20, hostMore: numbers[2] - 1) }
+    }
 }

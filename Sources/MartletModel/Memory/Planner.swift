@@ -32,17 +32,25 @@ package struct Planner {
             stepTokens: stepTokens, tileTokens: tileTokens ?? backend.preferredTileTokens, maximumLength: maximumLength)
         start.logitRows = logitRows
         let room = Room(planner: self, limit: limit, hostLimit: settings.trains ? hostLimit : 0)
+        guard let plan = fitting(start, halvesTiles: tileTokens == nil, in: room) else {
+            throw doesNotFit(start, halvesTiles: tileTokens == nil, in: room)
+        }
+        return room.filling(plan)
+    }
+
+    /// The plan that costs least of those that fit; nil where none does.
+    private func fitting(_ start: ExecutionPlan, halvesTiles: Bool, in room: Room) -> ExecutionPlan? {
         var resident = start
         resident.keepsWeights = true
         // Where weights come over a bus, all else gives way to them.
         let starts = backend.fetchesWeightsSlowly ? [resident, start] : [start]
         for candidate in starts {
             for outputsLeave in [true, false] {
-                let plan = room.fitting(candidate, halvesTiles: tileTokens == nil, outputsLeave: outputsLeave)
-                if let plan { return room.filling(plan) }
+                let plan = room.fitting(candidate, halvesTiles: halvesTiles, outputsLeave: outputsLeave)
+                if let plan { return plan }
             }
         }
-        throw doesNotFit(start, limit, room)
+        return nil
     }
 
     /// The memory table of a plan.
@@ -124,19 +132,32 @@ package struct Planner {
         }
     }
 
-    private func doesNotFit(_ plan: ExecutionPlan, _ limit: Int, _ room: Room) -> MartletError {
-        let needed = byteCount(room.smallest(plan))
-        let tokens = Room.largest(upTo: plan.stepTokens) { tokens in
-            guard tokens > 0 else { return true }
-            var candidate = plan
-            candidate.stepTokens = tokens
-            candidate.tileTokens = min(plan.tileTokens, tokens)
-            return byteCount(room.smallest(candidate)) <= limit
+    private func doesNotFit(_ start: ExecutionPlan, halvesTiles: Bool, in room: Room) -> MartletError {
+        /// With fewer tokens, or so many MiB more of the device's or the host's memory.
+        func fitting(tokens: Int? = nil, more: Int = 0, hostMore: Int = 0) -> ExecutionPlan? {
+            var start = start
+            start.stepTokens = tokens ?? start.stepTokens
+            start.tileTokens = min(start.tileTokens, start.stepTokens)
+            var roomier = room
+            roomier.limit += more << 20
+            roomier.hostLimit += room.hostLimit == 0 ? 0 : hostMore << 20
+            return self.fitting(start, halvesTiles: halvesTiles, in: roomier)
         }
-        let rows = table(room.smallest(plan)).rows.map { "\($0.name) \(formatBytes($0.byteCount))" }
-        let raise = "raise memory_limit by at least \(ceilDiv(needed - limit, 1 << 20)) MiB"
+        /// The least that fits, up to what no machine has.
+        func least(_ fits: (Int) -> Bool) -> Int? {
+            let most = 1 << 26
+            return fits(most) ? most - Room.largest(upTo: most) { fits(most - $0) } : nil
+        }
+        let tokens = Room.largest(upTo: start.stepTokens - 1) { $0 == 0 || fitting(tokens: $0) != nil }
+        let more = least { fitting(more: $0) != nil } ?? 0
+        let hostMore = room.hostLimit == 0 ? nil : least { fitting(hostMore: $0) != nil }
+        let rows = fitting(more: more).map(table)?.rows.map { "\($0.name) \(formatBytes($0.byteCount))" } ?? []
+        let raise =
+            "raise memory_limit by at least \(more) MiB"
+            + (hostMore.map { ", or free \($0) MiB more of host memory" } ?? "")
         return MartletError(
-            "a step of \(plan.stepTokens) tokens needs \(formatBytes(needed)), and \(formatBytes(limit)) may be used",
+            "a step of \(start.stepTokens) tokens needs \(formatBytes(room.limit + more << 20)), and \(formatBytes(room.limit)) may be used"
+                + (room.hostLimit > 0 ? " beside \(formatBytes(room.hostLimit)) of host memory" : ""),
             in: "the memory plan", because: rows.joined(separator: ", "),
             fix: tokens > 0
                 ? "use at most \(tokens) tokens a step (max_length x batch x accumulation), or \(raise)"
@@ -164,8 +185,7 @@ extension ModelConfiguration {
 /// The memory that a plan has to fit into.
 private struct Room {
     let planner: Planner
-    let limit: Int
-    let hostLimit: Int
+    var limit, hostLimit: Int
 
     private static let smallestTile = 128
     /// Tiles that cost little more than larger ones; below, every pass reads the weights noticeably more often, and what
@@ -231,17 +251,6 @@ private struct Room {
         plan.stateLayersOut = fewest(plan, \.stateLayersOut)
         // Where the bus has time to carry tiles, it has for gradients, and memory is worth more.
         if plan.tilesOut == 0 { plan.gradientLayersOut = fewest(plan, \.gradientLayersOut) }
-        return plan
-    }
-
-    /// The least that a plan can be made to take.
-    func smallest(_ plan: ExecutionPlan) -> ExecutionPlan {
-        var plan = plan
-        plan.tileTokens = min(plan.tileTokens, Room.smallestTile)
-        plan.room = .scant
-        guard hostLimit > 0 else { return plan }
-        plan.hiddenOut = true
-        (plan.stateLayersOut, plan.gradientLayersOut) = (layers, layers)
         return plan
     }
 
