@@ -41,6 +41,12 @@ def distance(found, wanted):
     return apart and apart / size
 
 
+def norm_distance(found, wanted):
+    """The norm of the difference over that of `wanted`."""
+    apart, size = (found.float() - wanted).norm().item(), wanted.norm().item()
+    return apart and apart / size
+
+
 @dataclass
 class Judge:
     """Runs one checkpoint in transformers, with the plain or the fast implementations."""
@@ -89,7 +95,7 @@ class Judge:
 
     def half_distances(self, inputs, reference):
         """How far bfloat16 is from `reference`, this judge's float32: as `martlet doctor --goldens` measures it.
-        The adapter's factors stay float32, which is how PEFT trains them."""
+        The adapter's factors stay float32, which is how PEFT trains them; they are multiplied under autocast."""
         self.dtype, self.least = torch.bfloat16, 0
         model, found = self.load(), {}
         self.forward_backward(model, inputs, found)
@@ -100,7 +106,8 @@ class Judge:
         groups = {"logits": "forward.logits", "loss": "forward.loss", "packed": "packed.logits", "adapted logits": "lora.logits",
                   "adapted loss": "lora.loss", "adapter's gradients": "lora.grad.", "all gradients": "grad.",
                   "auxiliary loss": "aux.loss", "routers' gradients": "aux.grad."}
-        return {group: max(distance(found[name], reference[name]) for name in found if name.startswith(key))
+        return {group: max((norm_distance if "grad" in key else distance)(found[name], reference[name])
+                           for name in found if name.startswith(key))
                 for group, key in groups.items() if any(name.startswith(key) for name in found)}
 
     def forward_backward(self, model, inputs, out):
@@ -211,7 +218,9 @@ class Judge:
         trainable = {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
         if trainable.keys() != load_file(folder / "adapter_model.safetensors").keys():
             sys.exit(f"{folder}: PEFT does not load every tensor that it wrote")
-        result = model(**inputs, use_cache=False)
+        # As trainers do: factors in float32, and multiplied in bfloat16.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            result = model(**inputs, use_cache=False)
         result.loss.backward()
         out["lora.logits"], out["lora.loss"] = result.logits, result.loss
         out |= {f"lora.grad.{name}": p.grad.clone() for name, p in trainable.items()}
@@ -219,7 +228,7 @@ class Judge:
 
     def make_adapter(self, folder):
         model = get_peft_model(self.load(), LoraConfig(
-            r=self.case.rank, lora_alpha=2 * self.case.rank, target_modules=self.case.modules, target_parameters=self.case.parameters,
+            r=self.case.rank, lora_alpha=self.case.alpha or 2 * self.case.rank, target_modules=self.case.modules, target_parameters=self.case.parameters,
             use_rslora=self.case.rslora, task_type="CAUSAL_LM"), autocast_adapter_dtype=False)
         generator = torch.Generator().manual_seed(self.case.seed + 1000)
         with torch.no_grad():

@@ -55,7 +55,7 @@ if "$judge" -c 'import transformers, peft' 2>/dev/null; then
     make_goldens rank16 --sequence 6 --rank 16 --case moe_seed0 --case moe_unnormalized --case moe_every_second \
         --case moe_tied --set hidden_size=64 --set head_dim=64 --set moe_intermediate_size=40 --set intermediate_size=72 \
         --set vocab_size=64
-    make_goldens rank8 --sequence 6 --rank 8 --case moe_rslora --case dense_untied --set hidden_size=96 \
+    make_goldens rank8 --sequence 6 --rank 8 --alpha 8 --case moe_rslora --case dense_untied --set hidden_size=96 \
         --set head_dim=128 --set moe_intermediate_size=40 --set intermediate_size=72 --set vocab_size=64 \
         --set num_attention_heads=2 --set num_key_value_heads=1
 fi

@@ -62,4 +62,16 @@ package enum Parity {
         for w in wanted where w.isFinite { size = max(size, Double(w).magnitude) }
         return apart == 0 ? 0 : apart / size
     }
+
+    /// The norm of the difference over the norm of `wanted`; infinite where a number is missing, or is none.
+    package static func normError(of found: [Float], _ wanted: [Float]) -> Double {
+        guard found.count == wanted.count else { return .infinity }
+        var apart = 0.0, size = 0.0
+        for (f, w) in zip(found, wanted) {
+            guard f.isFinite, w.isFinite else { return .infinity }
+            apart += (Double(f) - Double(w)) * (Double(f) - Double(w))
+            size += Double(w) * Double(w)
+        }
+        return apart == 0 ? 0 : (apart / size).squareRoot()
+    }
 }
