@@ -103,7 +103,8 @@ import Testing
     @Test func tooLittleHostMemoryIsNamed() throws {
         func plan(_ tokens: Int, more: Int = 0, hostMore: Int = 0) throws -> ExecutionPlan {
             try planner.plan(
-                stepTokens: tokens, maximumLength: 1024, limit: 2 << 30 + more << 20, hostLimit: 100 << 20 + hostMore << 20)
+                stepTokens: tokens, maximumLength: 1024, limit: 2 << 30 + more << 20,
+                hostLimit: 100 << 20 + hostMore << 20)
         }
         let error = #expect(throws: MartletError.self) { try plan(1 << 20) }
         let numbers = try #require(error?.remedy).split(separator: " ").compactMap { Int($0) }
