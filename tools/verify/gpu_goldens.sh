@@ -3,9 +3,9 @@
 #
 #     tools/verify/gpu_goldens.sh [MARTLET]            default: .build/release/martlet; DEVICE=cpu tries the script itself
 #
-# float32 is held against the committed goldens. For bfloat16 goldens are made (into GOLDENS, default .goldens, which git ignores)
-# whose routers choose by a wide margin, so that rounding changes no choice, and in which transformers loses little in bfloat16 itself: every committed case, and wider ones that take the tensor
-# cores' kernels; float16 too, by letting the GPU stand in for one of compute capability 7.5. Making them needs a Python with
+# float32 is held against the committed goldens. For bfloat16 goldens are made (into GOLDENS, default .goldens, which git ignores; 5 minutes)
+# whose routers choose by a wide margin, so that rounding changes no choice, and in which transformers itself loses little in bfloat16:
+# every committed case, and wider ones that take the tensor cores' kernels; float16 too, by letting the GPU stand in for one of compute capability 7.5. Making them needs a Python with
 # tools/goldens/requirements.txt (JUDGE, default .local/judge/bin/python); without it those that are there are examined, and only
 # float32 if there are none. All at once, JOBS at a time, and one whose adapter was made zeros, which must not pass; then
 # `gpu_training.py`.
