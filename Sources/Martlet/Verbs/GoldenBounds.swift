@@ -1,7 +1,7 @@
 internal import MartletCore
 
 /// How far from a golden a result may be: in float32 as docs/goldens.md says, in bfloat16 2 % of the largest logit, 1 % of a loss,
-/// 5 % of the norm of a tensor's gradient; in float16 a quarter of that.
+/// 5 % of the norm of a tensor's gradient and 10 % of its largest entry; in float16 a quarter of that.
 struct GoldenBounds {
     /// What is computed in; whose bounds count.
     let dtype: DType

@@ -153,7 +153,7 @@ package struct Planner {
         let hostMore = room.hostLimit == 0 ? nil : least { fitting(hostMore: $0) != nil }
         let rows = fitting(more: more).map(table)?.rows.map { "\($0.name) \(formatBytes($0.byteCount))" } ?? []
         let raise =
-            "raise memory_limit by at least \(more) MiB"
+            "raise memory_limit, if the device has it, by at least \(more) MiB"
             + (hostMore.map { ", or free \($0) MiB more of host memory" } ?? "")
         return MartletError(
             "a step of \(start.stepTokens) tokens needs \(formatBytes(room.limit + more << 20)), and \(formatBytes(room.limit)) may be used"
